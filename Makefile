@@ -1,0 +1,54 @@
+# make setup | quickstart [SEED=n] [CONTROLS=1] | check | test | bench | soak
+
+PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(if $(shell command -v $(p)),$(p))))
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+SEED ?= 0
+CONTROLS ?= 0
+
+# Where Linux has no NVIDIA driver, torch's CPU build is added to what pip may choose from. pip prefers "2.13.0+cpu" to
+# the plain "2.13.0", which on Linux brings 3 GB of CUDA; where that index cannot be reached, it takes what it can get.
+CPU_WHEELS := https://download.pytorch.org/whl/cpu
+TORCH_INDEX := $(if $(filter Linux,$(shell uname -s)),$(if $(shell command -v nvidia-smi),,--extra-index-url $(CPU_WHEELS)))
+
+.PHONY: setup quickstart check test bench soak
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
+		|| { echo "prefloop needs Python 3.11 to 3.13; call: make setup PYTHON=python3.12"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --no-deps --retries 1 -c constraints.txt torch $(TORCH_INDEX)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,postgres]'
+	@touch $@
+
+quickstart: setup
+	$(BIN)/prefloop quickstart $(if $(filter-out 0,$(SEED)),--set seed=$(SEED) --set name=quickstart-seed$(SEED)) \
+		$(if $(filter-out 0,$(CONTROLS)),--set controls=true)
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict src
+	$(BIN)/lint-imports
+
+# Two processes with one thread each: the tests' models are too small to share out.
+test: setup
+	@command -v postgres >/dev/null || ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || \
+		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+			{ apt-get update -qq && apt-get install -y -qq postgresql; } || true; \
+		else echo "PostgreSQL's tests need its server: sudo apt-get install postgresql"; fi
+	@$(MAKE) --no-print-directory check
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	@command -v postgres >/dev/null || ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 \
+		|| echo "Not run: tests on PostgreSQL (no server here)."
+	@command -v nvidia-smi >/dev/null || echo "Not run: anything on a GPU (none here)."
+	@echo "Not run: make bench, make soak (long)."
+
+bench: setup
+	$(BIN)/python benchmarks/cpu.py
+
+soak: setup
+	for fault in benchmarks/faults/*.py; do $(BIN)/python "$$fault" || exit 1; done

@@ -1,0 +1,5 @@
+"""`python -m prefloop`."""
+
+from prefloop.cli import main
+
+main()

@@ -1,0 +1,228 @@
+"""The command line: parse, then import what the command needs, then run it."""
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from typer.core import TyperCommand
+
+import prefloop
+from prefloop.types import PrefloopError, to_json
+
+STAGE_HELP = {
+    "sft": "Fine-tune the recipe's model on demonstrations.",
+    "collect": "Sample answers to prompts.",
+    "label": "Have the collected answers compared.",
+    "reward": "Fit a reward model on the comparisons.",
+    "ppo": "Train the policy against the reward model, on a KL leash.",
+    "evaluate": "Compare the policy with its baselines on held-out prompts.",
+}
+
+app = typer.Typer(
+    help="The whole preference loop: SFT, sampling, labels, reward model, PPO, evaluation.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+labels = typer.Typer(help="Move judgments in and out of the label store.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(labels, name="labels")
+
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe (TOML).", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key, for example ppo.kl.target=4; repeatable."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and everything else on stderr.")]
+RunPath = Annotated[
+    Path, typer.Argument(metavar="RUN", help="Run folder, such as runs/quickstart.", show_default=False)
+]
+LabelFile = Annotated[Path, typer.Argument(metavar="FILE", help="JSONL of labels.", show_default=False)]
+Database = Annotated[
+    str, typer.Option("--database", metavar="URL", help="SQLAlchemy URL; without it prefloop.db in this folder.")
+]
+
+
+def main() -> None:
+    """Entry point of `prefloop`; a user's own "module:function" is looked for in the current folder too."""
+    sys.path.insert(0, "")
+    app(prog_name="prefloop")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(prefloop.__version__)
+        raise typer.Exit
+
+
+Version = Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")]
+
+
+@app.callback()
+def _options(version: Version = False) -> None:
+    pass
+
+
+class RecipeCommand(TyperCommand):
+    """A command that reads a recipe; its help ends with the keys of the stage's section, or of the whole recipe."""
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:  # typer keeps the types of both to itself
+        from prefloop.configs.describe import describe, stage_keys
+        from prefloop.configs.pipeline import RecipeConfig
+
+        stage = str(self.name)
+        title = f"Keys of section [{stage}] (--set {stage}.KEY=VALUE)" if stage in STAGE_HELP else "Keys of a recipe"
+        with formatter.section(title):
+            keys = stage_keys(stage) if stage in STAGE_HELP else describe(RecipeConfig)
+            formatter.write_dl([(key.name, f"{key.help} ({key.kind}; default {key.default})") for key in keys])
+
+
+def _stage_command(stage: str) -> Callable[..., None]:
+    def command(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+        def work() -> Mapping[str, Any]:
+            from prefloop.configs.load import load_recipe
+
+            loaded = load_recipe(recipe, overrides or ())
+            from prefloop.stages.pipeline import run_stage
+
+            return run_stage(loaded, stage)
+
+        finish(work, as_json)
+
+    return command
+
+
+for _stage, _help in STAGE_HELP.items():
+    app.command(_stage, help=_help, cls=RecipeCommand)(_stage_command(_stage))
+
+
+@app.command("run", cls=RecipeCommand)
+def run(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Run all stages of a recipe; what is finished is kept, what was interrupted continues."""
+    finish(lambda: _run_recipe(recipe, overrides), as_json, _show_report)
+
+
+@app.command("quickstart", cls=RecipeCommand)
+def quickstart(overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Run the shipped recipe: the whole loop on a small real model."""
+    finish(lambda: _run_recipe(_quickstart_recipe(), overrides), as_json, _show_report)
+
+
+@app.command("report")
+def report(run: RunPath, as_json: AsJson = False) -> None:
+    """Write report.html and report.json of a run anew, from its samples and labels."""
+
+    def work() -> Mapping[str, Any]:
+        from prefloop.evals.report import build_report
+
+        return build_report(run)
+
+    finish(work, as_json, _show_report)
+
+
+@app.command("chat")
+def chat(
+    checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="Run folder, checkpoint or model.")],
+    temperature: Annotated[float, typer.Option(help="Sampling temperature, above 0.", min=1e-6)] = 0.7,
+    max_tokens: Annotated[int, typer.Option(help="Longest answer in tokens.", min=1)] = 256,
+    seed: Annotated[int, typer.Option(help="Seed of the answers.")] = 0,
+) -> None:
+    """Talk to a checkpoint; an empty line starts over, Ctrl-D ends."""
+
+    def work() -> Mapping[str, Any]:
+        from prefloop.stages.chat import run
+
+        return run(checkpoint, temperature=temperature, max_tokens=max_tokens, seed=seed)
+
+    finish(work, as_json=False)
+
+
+@labels.command("export")
+def export_labels(run: RunPath, file: LabelFile, database: Database = "", as_json: AsJson = False) -> None:
+    """Write a run's comparisons and judgments as JSONL, and a manifest beside it."""
+
+    def work() -> Mapping[str, Any]:
+        from prefloop.store import exchange
+        from prefloop.store.labels import open_store
+
+        with open_store(database) as store:
+            return exchange.export_labels(store, _label_run(run), file)
+
+    finish(work, as_json)
+
+
+@labels.command("import")
+def import_labels(run: RunPath, file: LabelFile, database: Database = "", as_json: AsJson = False) -> None:
+    """Add the labels of a file to a run; what is there already is left as it is."""
+
+    def work() -> Mapping[str, Any]:
+        from prefloop.store import exchange
+        from prefloop.store.labels import open_store
+
+        with open_store(database) as store:
+            return {"judgments": exchange.import_labels(store, _label_run(run), file)}
+
+    finish(work, as_json)
+
+
+def _label_run(run: Path) -> str:
+    """The store names labels after the label stage's folder."""
+    return str(run if run.name == "label" else run / "label")
+
+
+def _run_recipe(path: Path, overrides: list[str] | None) -> Mapping[str, Any]:
+    from prefloop.configs.load import load_recipe
+
+    recipe = load_recipe(path, overrides or ())
+    from prefloop.stages import pipeline
+
+    return pipeline.run(recipe)
+
+
+def _quickstart_recipe() -> Path:
+    """In an installed package beside this file, in a checkout at the repository's root."""
+    package = Path(__file__).parent
+    installed = package / "recipes" / "quickstart.toml"
+    return installed if installed.exists() else package.parents[1] / "recipes" / "quickstart.toml"
+
+
+def _show(result: Mapping[str, Any]) -> None:
+    for key, value in result.items():
+        typer.echo(f"{key:<28} {value if isinstance(value, str) else json.dumps(value)}")
+
+
+def _show_report(result: Mapping[str, Any]) -> None:
+    from rich.console import Console
+
+    from prefloop.evals.report import terminal_summary
+
+    Console(highlight=False).print(terminal_summary(result))
+
+
+def finish(
+    work: Callable[[], Mapping[str, Any]], as_json: bool, show: Callable[[Mapping[str, Any]], None] = _show
+) -> None:
+    """Do the work and show its result; what a user can mend becomes one line and an exit status."""
+    try:
+        with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+            result = to_json(work())
+    except PrefloopError as error:
+        _fail(" ".join(str(error).split()), 1, as_json)
+    except KeyboardInterrupt:
+        _fail("stopped; the same command continues", 130, as_json)
+    if as_json:
+        finite = json.loads(json.dumps(result), parse_constant=lambda _: None)  # JSON has no NaN
+        typer.echo(json.dumps(finite))
+    else:
+        show(result)
+
+
+def _fail(message: str, status: int, as_json: bool) -> NoReturn:
+    if as_json:
+        typer.echo(json.dumps({"error": message}))
+    typer.echo(f"prefloop: {message}", err=True)
+    raise typer.Exit(status)

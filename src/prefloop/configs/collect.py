@@ -1,0 +1,66 @@
+"""Sampling answers and having them compared."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from prefloop.configs.shared import Config, EngineConfig
+
+
+class AnnotatorConfig(Config):
+    """A simulated person."""
+
+    name: str
+    """Name under which the labels are stored; it begins with 'simulated'."""
+    accuracy: float = Field(gt=0.5, le=1)
+    """Probability of agreeing with the rubric where it prefers one answer."""
+    side_bias: float = 0.0
+    """Logit added for the answer shown first."""
+    length_bias: float = 0.0
+    """Logit per tanh(difference in words / 30) in favour of the longer answer."""
+
+
+class CollectConfig(Config):
+    """Sample answers to prompts from one or several checkpoints."""
+
+    out: str
+    """Run folder."""
+    models: tuple[str, ...] = ()
+    """Checkpoints or models to sample from."""
+    prompts: str = "builtin"
+    """JSONL of prompts; 'builtin' takes the shipped ones."""
+    splits: tuple[str, ...] = ("train", "dev")
+    """Splits of the prompts to answer."""
+    per_slice: int | None = Field(default=None, ge=1)
+    """At most so many prompts of each slice and split, the first of the file; none takes all."""
+    samples: int = Field(default=4, ge=1)
+    """Answers per prompt, model and temperature."""
+    temperatures: tuple[Annotated[float, Field(gt=0)], ...] = Field(default=(1.0,), min_length=1)
+    """Sampling temperatures; several make the answers differ more in quality, which gives a reward model contrast."""
+    max_tokens: int = Field(default=64, ge=1)
+    """Longest answer in tokens, stop token included."""
+    engine: EngineConfig = EngineConfig()
+    """Precision, threads."""
+    seed: int = 0
+    """Seed from which each completion's own seed is derived."""
+
+
+class LabelConfig(Config):
+    """Have collected answers compared, through the workspace's label store."""
+
+    out: str
+    """Run folder."""
+    completions: str = ""
+    """A collect run folder, or JSONL of prompts with completions."""
+    pairs: int = Field(default=6, ge=1)
+    """Pairs drawn per prompt (at most all pairs)."""
+    panel: tuple[AnnotatorConfig, ...] = (
+        AnnotatorConfig(name="simulated-85", accuracy=0.85),
+        AnnotatorConfig(name="simulated-80", accuracy=0.80),
+        AnnotatorConfig(name="simulated-75", accuracy=0.75),
+    )
+    """Simulated annotators; each judges every pair."""
+    database: str = ""
+    """SQLAlchemy URL of the label store; empty takes prefloop.db in the workspace."""
+    seed: int = 0
+    """Seed of pair choice and of the annotators."""

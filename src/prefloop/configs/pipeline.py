@@ -1,0 +1,52 @@
+"""A recipe: one TOML file that holds the configuration of every stage."""
+
+from typing import Any
+
+from pydantic import Field
+
+from prefloop.configs.collect import CollectConfig, LabelConfig
+from prefloop.configs.evaluate import EvaluateConfig
+from prefloop.configs.ppo import PPOConfig
+from prefloop.configs.reward import RewardConfig
+from prefloop.configs.sft import SFTConfig
+from prefloop.configs.shared import Config, EngineConfig
+
+STAGES: dict[str, type[Config]] = {
+    "sft": SFTConfig,
+    "collect": CollectConfig,
+    "label": LabelConfig,
+    "reward": RewardConfig,
+    "ppo": PPOConfig,
+    "evaluate": EvaluateConfig,
+}
+
+
+class RecipeConfig(Config):
+    """Sections named after stages; a stage's empty inputs are filled from its predecessors' run folders."""
+
+    name: str
+    """Name of the run: results go to runs/NAME."""
+    model: str = "smollm2-135m"
+    """Model that the loop starts from."""
+    seed: int = 0
+    """Seed of all stages that do not set their own."""
+    stages: tuple[str, ...] = ("sft", "collect", "label", "reward", "ppo", "evaluate")
+    """Stages that `prefloop run` chains, in order."""
+    controls: bool = False
+    """Also run the negative control: reward model on shuffled labels, PPO against it, evaluation."""
+    prompts: str = "builtin"
+    """Prompts of all stages that do not set their own."""
+    engine: EngineConfig = EngineConfig()
+    """Precision and threads of all stages that do not set their own."""
+    sft: dict[str, Any] = Field(default_factory=dict)
+    """Keys of the stage sft."""
+    collect: dict[str, Any] = Field(default_factory=dict)
+    """Keys of the stage collect."""
+    label: dict[str, Any] = Field(default_factory=dict)
+    """Keys of the stage label."""
+    reward: dict[str, Any] = Field(default_factory=dict)
+    """Keys of the stage reward."""
+    ppo: dict[str, Any] = Field(default_factory=dict)
+    """Keys of the stage ppo."""
+    evaluate: dict[str, Any] = Field(default_factory=dict)
+    """Keys of the stage evaluate."""

@@ -1,0 +1,57 @@
+"""What every stage's configuration shares: strict frozen models whose field docstrings become help and docs."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Config(BaseModel):
+    """Frozen; unknown keys are errors; a docstring under each field is its help text."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class LoraConfig(Config):
+    """Low-rank adapters (Hu et al. 2021) on every linear layer of the trunk; reference = adapter off."""
+
+    rank: int = Field(default=16, ge=1)
+    """Rank of each adapter."""
+    alpha: float = Field(default=32.0, gt=0)
+    """Scale: the update is alpha / rank times the product of the two factors."""
+    last_layers: int | None = Field(default=None, ge=1)
+    """Adapters in so many layers at the top only, so that the backward pass ends below them; none means all layers."""
+
+
+class OptimConfig(Config):
+    """AdamW with linear warm-up, then linear or no decay, and gradient clipping."""
+
+    lr: float = Field(gt=0)
+    """Peak learning rate."""
+    warmup: float = Field(default=0.1, ge=0, le=1)
+    """Share of all updates over which the learning rate rises linearly from 0."""
+    decay: bool = True
+    """Decay linearly to 0 after the warm-up; false keeps the peak rate."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Adam's averaging coefficients."""
+    eps: float = Field(default=1e-8, gt=0)
+    """Adam's epsilon (1e-5 in the 2019 PPO recipe)."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled weight decay."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradients are scaled down to this global norm."""
+    head_lr: float = Field(default=1e-3, gt=0)
+    """Peak learning rate of a scalar head (reward or value), which starts from nothing."""
+
+
+class EngineConfig(Config):
+    """Where and in which precision compute happens."""
+
+    dtype: Literal["auto", "bf16", "fp32"] = "auto"
+    """Compute precision; auto takes bf16 where the hardware multiplies it faster than fp32, else fp32. Master weights,
+    sums of gradients and optimizer state are fp32 in all."""
+    threads: int = Field(default=0, ge=0)
+    """CPU threads; 0 takes every core this process may use."""
+    token_budget: int = Field(default=4096, ge=1)
+    """Tokens in one forest (micro-batch)."""
+    trust_remote_code: bool = False
+    """Let a hub model run its own Python code. Only for repositories you have read."""

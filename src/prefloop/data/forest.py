@@ -1,0 +1,274 @@
+"""Token trees -> tensors: the only place that shifts. A forest is trees packed into one row of T tokens, no padding.
+
+A token is predicted by the token before it on its path, so the last token of a shared prompt predicts the first
+token of every branch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from prefloop.ops.attention import Traits, attend
+from prefloop.types import PrefloopError, Tree
+
+DENSE = 512  # a tree of up to so many tokens is one block of attention; a longer one is a block for each node
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Rows of queries, and the row ranges of the keys they may see (ancestors in order, then their own)."""
+
+    start: int
+    stop: int
+    keys: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class ForestLayout:
+    """Who sees whom in a forest: a token sees its ancestors and its own past, within the window in tree positions."""
+
+    blocks: tuple[Block, ...]
+    positions: Tensor  # [T]
+    nodes: Tensor  # [T], index of the token's node in the forest
+    visible: Tensor  # [nodes, nodes] bool: is the second an ancestor of the first, or itself
+
+    @cached_property
+    def _biases(self) -> dict[tuple[int, int | None], Tensor]:
+        return {}
+
+    def bias(self, index: int, window: int | None) -> Tensor:
+        """[L, S] fp32 of one block: 0 where the query sees the key, -inf elsewhere."""
+        known = self._biases.get((index, window))
+        if known is None:
+            block = self.blocks[index]
+            rows = torch.arange(block.start, block.stop, device=self.positions.device)
+            keys = torch.cat([torch.arange(a, b, device=self.positions.device) for a, b in block.keys])
+            gap = self.positions[rows][:, None] - self.positions[keys][None, :]
+            seen = self.visible[self.nodes[rows]][:, self.nodes[keys]] & (gap >= 0)
+            if window is not None:
+                seen &= gap < window
+            known = torch.zeros(seen.shape, device=seen.device).masked_fill_(~seen, float("-inf"))
+            self._biases[index, window] = known
+        return known
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, traits: Traits) -> Tensor:
+        """Attention of the whole row, block by block: [H, T, D] x [Hk, T, D] -> [H, T, D]."""
+        outputs = []
+        for index, block in enumerate(self.blocks):
+            rows = query[:, block.start : block.stop]
+            keys, values = _columns(key, block.keys), _columns(value, block.keys)
+            outputs.append(attend(rows, keys, values, self.bias(index, traits.window), traits))
+        return torch.cat(outputs, dim=1)
+
+
+def _columns(tensor: Tensor, ranges: Sequence[tuple[int, int]]) -> Tensor:
+    parts = [tensor[:, start:stop] for start, stop in ranges]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+@dataclass(frozen=True, slots=True)
+class PairIndex:
+    """Pairs of branches: indices into the forest's branches and what the labels say. All [N]."""
+
+    a: Tensor
+    b: Tensor
+    target: Tensor
+    weight: Tensor
+    margin: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Where a node's read tokens stand among the R tokens that the forest reads."""
+
+    tree: int
+    node: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class Forest:
+    """Trees in one row. R = tokens read (weight not 0), B = branches (leaves)."""
+
+    tokens: Tensor  # [T]
+    positions: Tensor  # [T]
+    layout: ForestLayout
+    targets: Tensor  # [R] rows of the tokens read
+    sources: Tensor  # [R] rows that predict them
+    branch_of: Tensor  # [R] branch that a read token belongs to (its own node's, when that is a leaf; else -1)
+    leaves: Tensor  # [B] row of each branch's last token
+    fields: Mapping[str, Tensor]  # each [R] fp32
+    pairs: PairIndex
+    spans: tuple[Span, ...]
+    branches: tuple[tuple[int, int], ...]  # (tree, node) of each branch
+
+    def field(self, name: str) -> Tensor:
+        """A per-token number [R] that a loss needs. Raises PrefloopError when the trees do not carry it."""
+        if name not in self.fields:
+            raise PrefloopError(f"The loss reads the field {name!r}, which these trees do not carry.")
+        return self.fields[name]
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Denominators over a whole batch, taken before it is split into forests."""
+
+    tokens: float
+    branches: int
+    pairs: float
+    trees: int
+
+    @staticmethod
+    def of(trees: Sequence[Tree]) -> Totals:
+        weights = sum(abs(w) for tree in trees for node in tree.nodes for w in node.fields.get("weight", ()))
+        pairs = sum(pair.weight for tree in trees for pair in tree.pairs)
+        return Totals(tokens=weights, branches=sum(len(leaf_nodes(t)) for t in trees), pairs=pairs, trees=len(trees))
+
+
+def leaf_nodes(tree: Tree) -> list[int]:
+    """Indices of the nodes that no other node continues."""
+    parents = {node.parent for node in tree.nodes}
+    return [index for index in range(len(tree.nodes)) if index not in parents]
+
+
+def tree_tokens(tree: Tree) -> int:
+    return sum(len(node.tokens) for node in tree.nodes)
+
+
+def pack(trees: Sequence[Tree], token_budget: int, ranks: int = 1) -> list[list[int]]:
+    """Indices of trees in micro-batches of at most `token_budget` tokens, first fit by falling size, as many for every
+    rank. Deterministic. Raises PrefloopError for a tree over the budget."""
+    sizes = [tree_tokens(tree) for tree in trees]
+    for tree, size in zip(trees, sizes, strict=True):
+        if size > token_budget:
+            raise PrefloopError(f"Tree {tree.id!r} has {size} tokens, over the budget of {token_budget}; raise it.")
+    bins: list[tuple[int, list[int]]] = []
+    for index in sorted(range(len(trees)), key=lambda i: (-sizes[i], i)):
+        place = next((k for k, (used, _) in enumerate(bins) if used + sizes[index] <= token_budget), None)
+        if place is None:
+            bins.append((sizes[index], [index]))
+        else:
+            bins[place] = (bins[place][0] + sizes[index], [*bins[place][1], index])
+    while len(bins) % ranks:
+        place = max(range(len(bins)), key=lambda k: len(bins[k][1]))
+        if len(bins[place][1]) < 2:
+            raise PrefloopError(f"{len(trees)} trees cannot be spread over {ranks} workers; give each step more trees.")
+        moved = bins[place][1].pop()
+        bins.append((sizes[moved], [moved]))
+    return [sorted(members) for _, members in bins]
+
+
+def build_forest(trees: Sequence[Tree], device: torch.device | str = "cpu") -> Forest:
+    """Lay trees out in one row. Positions count from the root of each tree."""
+    rows = _Rows()
+    for index, tree in enumerate(trees):
+        rows.add(index, tree)
+    return rows.forest(device)
+
+
+class _Rows:
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+        self.positions: list[int] = []
+        self.nodes: list[int] = []
+        self.ancestors: list[list[int]] = []
+        self.ranges: list[tuple[int, int]] = []
+        self.blocks: list[Block] = []
+        self.targets: list[int] = []
+        self.sources: list[int] = []
+        self.branch_of: list[int] = []
+        self.leaves: list[int] = []
+        self.columns: list[tuple[int, Mapping[str, tuple[float, ...]], list[int]]] = []
+        self.pairs: list[tuple[int, int, float, float, float]] = []
+        self.spans: list[Span] = []
+        self.branches: list[tuple[int, int]] = []
+
+    def add(self, tree_index: int, tree: Tree) -> None:
+        first_node, first_row = len(self.ranges), len(self.tokens)
+        leaves = set(leaf_nodes(tree))
+        branch: dict[int, int] = {}
+        for index, node in enumerate(tree.nodes):
+            if not node.tokens:
+                raise PrefloopError(f"Tree {tree.id!r} has an empty node {index}; every node needs a token.")
+            if node.parent >= index:
+                raise ValueError(f"tree {tree.id}: parent {node.parent} stands after node {index}")
+            parent = first_node + node.parent if node.parent >= 0 else None
+            start, stop = len(self.tokens), len(self.tokens) + len(node.tokens)
+            depth = self.positions[self.ranges[parent][1] - 1] + 1 if parent is not None else 0
+            self.tokens += node.tokens
+            self.positions += range(depth, depth + len(node.tokens))
+            self.nodes += [len(self.ranges)] * len(node.tokens)
+            self.ancestors.append(([*self.ancestors[parent]] if parent is not None else []) + [len(self.ranges)])
+            self.ranges.append((start, stop))
+            if index in leaves:
+                branch[index] = len(self.leaves)
+                self.leaves.append(stop - 1)
+                self.branches.append((tree_index, index))
+            before = self.ranges[parent][1] - 1 if parent is not None else None
+            self._read(tree_index, index, tree, start, before, branch.get(index, -1))
+        if len(self.tokens) - first_row <= DENSE:
+            self.blocks.append(Block(first_row, len(self.tokens), ((first_row, len(self.tokens)),)))
+        else:
+            for node_row in range(first_node, len(self.ranges)):
+                keys = tuple(self.ranges[a] for a in self.ancestors[node_row])
+                self.blocks.append(Block(*self.ranges[node_row], keys))
+        for pair in tree.pairs:
+            if pair.a not in branch or pair.b not in branch:
+                raise ValueError(f"tree {tree.id}: a pair names a node that is not a leaf")
+            self.pairs.append((branch[pair.a], branch[pair.b], pair.target, pair.weight, pair.margin))
+
+    def _read(self, tree_index: int, node_index: int, tree: Tree, start: int, before: int | None, branch: int) -> None:
+        node = tree.nodes[node_index]
+        weights = node.fields.get("weight", ())
+        kept = [offset for offset, weight in enumerate(weights) if weight != 0]
+        if not kept:
+            return
+        previous = -1 if before is None else before
+        if kept[0] == 0 and previous < 0:
+            raise PrefloopError(f"Tree {tree.id!r} reads the first token of its root, which nothing predicts; weigh 0.")
+        first = len(self.targets)
+        self.targets += [start + offset for offset in kept]
+        self.sources += [start + offset - 1 if offset else previous for offset in kept]
+        self.branch_of += [branch] * len(kept)
+        self.columns.append((len(kept), node.fields, kept))
+        self.spans.append(Span(tree_index, node_index, first, len(self.targets)))
+
+    def forest(self, device: torch.device | str) -> Forest:
+        def ints(values: Sequence[int]) -> Tensor:
+            return torch.tensor(values, dtype=torch.long, device=device)
+
+        visible = torch.zeros(len(self.ranges), len(self.ranges), dtype=torch.bool)
+        for index, ancestors in enumerate(self.ancestors):
+            visible[index, ancestors] = True
+        positions = ints(self.positions)
+        layout = ForestLayout(tuple(self.blocks), positions, ints(self.nodes), visible.to(device))
+        columns = list(zip(*self.pairs, strict=True)) or [(), (), (), (), ()]
+        numbers = [torch.tensor(c, dtype=torch.float32, device=device) for c in columns[2:]]
+        return Forest(
+            tokens=ints(self.tokens),
+            positions=positions,
+            layout=layout,
+            targets=ints(self.targets),
+            sources=ints(self.sources),
+            branch_of=ints(self.branch_of),
+            leaves=ints(self.leaves),
+            fields=self._fields(device),
+            pairs=PairIndex(ints(columns[0]), ints(columns[1]), *numbers),
+            spans=tuple(self.spans),
+            branches=tuple(self.branches),
+        )
+
+    def _fields(self, device: torch.device | str) -> dict[str, Tensor]:
+        names = sorted({name for _, fields, _ in self.columns for name in fields})
+        made = {}
+        for name in names:
+            if all(name in fields for _, fields, _ in self.columns):
+                values = [fields[name][offset] for _, fields, kept in self.columns for offset in kept]
+                made[name] = torch.tensor(values, dtype=torch.float32, device=device)
+        return made

@@ -1,0 +1,306 @@
+"""JSONL in and out: our own records, and the shapes in which others publish prompts, answers and preferences."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import logging
+import os
+import re
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, NoReturn, TypeVar, cast
+
+from prefloop.types import (
+    Completion,
+    Demonstration,
+    Json,
+    Message,
+    Preference,
+    PrefloopError,
+    Prompt,
+    Sampling,
+    from_json,
+    to_json,
+)
+
+ROLES = ("system", "user", "assistant", "tool")
+_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
+_HH_ROLES = {"Human": "user", "Assistant": "assistant"}
+_Made = TypeVar("_Made")
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file that takes the place of `path` once it is whole and on disk; after an error `path` is as before."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def write_atomic(path: str | Path, text: str | bytes) -> None:
+    """Replace `path` by `text` (UTF-8) whole or not at all: temporary name, fsync, rename. Parent folders are made."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _replacing(path) as file:
+        file.write(text.encode() if isinstance(text, str) else text)
+
+
+def encode_line(record: object) -> bytes:
+    """One record as a line of JSON. Raises PrefloopError for a number that is not finite."""
+    try:
+        text = json.dumps(to_json(record), ensure_ascii=False, allow_nan=False)
+    except ValueError as error:
+        raise PrefloopError(f"A record cannot be written as JSON ({error}): find where its number went bad.") from error
+    # A lone surrogate is not UTF-8; backslashreplace spells it as the JSON escape that it came from.
+    return text.encode("utf-8", "backslashreplace") + b"\n"
+
+
+def write_jsonl(path: str | Path, records: Iterable[object]) -> int:
+    """Write records as lines, whole or not at all (gzip where the name ends in .gz); returns how many."""
+    path, count = Path(path), 0
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _replacing(path) as raw:
+        zipped = gzip.GzipFile("", "wb", fileobj=raw, mtime=0) if path.suffix == ".gz" else None
+        file = cast(BinaryIO, zipped or raw)
+        for record in records:
+            file.write(encode_line(record))
+            count += 1
+        if zipped:
+            zipped.close()
+    return count
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Json]]]:
+    """Yield (line number from 1, object) of a JSONL file, plain or .gz; blank lines are passed over.
+
+    Raises PrefloopError when the file is missing, unreadable or has no records, and with file:line where a line is
+    not one JSON object."""
+    path, found = Path(path), False
+    if not path.is_file():
+        raise PrefloopError(f"{path}: no such file; check the path.")
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    found = True
+                    yield number, _read_line(line, f"{path}:{number}")
+    except (OSError, EOFError, zlib.error) as error:
+        raise PrefloopError(f"{path}: cannot be read ({error}); fetch or write it again.") from error
+    if not found:
+        raise PrefloopError(f"{path}: the file is empty; it needs one JSON object a line.")
+
+
+def _read_line(line: bytes, where: str) -> dict[str, Json]:
+    try:
+        value = json.loads(line.decode("utf-8-sig"), parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise PrefloopError(f"{where}: broken JSON ({error}); mend or remove this line.") from error
+    if not isinstance(value, dict):
+        raise PrefloopError(f"{where}: one JSON object a line is needed, not {type(value).__name__}.")
+    return value
+
+
+def content_id(*parts: Json) -> str:
+    """64 hexadecimal digits that depend on the content alone: SHA-256 of the parts as canonical JSON."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _field(row: Mapping[str, Json], name: str, where: str) -> Json:
+    if name not in row:
+        raise PrefloopError(f"{where}: field {name!r} is missing; this line has {', '.join(map(repr, row))}.")
+    return row[name]
+
+
+def _text(row: Mapping[str, Json], name: str, where: str) -> str:
+    value = _field(row, name, where)
+    if not isinstance(value, str):
+        raise PrefloopError(f"{where}: field {name!r} must be a string, not {type(value).__name__}.")
+    return value
+
+
+def _messages(value: Json, name: str, where: str) -> tuple[Message, ...]:
+    """A string (one user turn) or a list of {"role", "content"}; other keys of a message are not read."""
+    if isinstance(value, str):
+        return (Message(role="user", content=value),)
+    if not isinstance(value, list) or not value:
+        raise PrefloopError(f"{where}: field {name!r} must be a string or a list of messages with at least one.")
+    made = []
+    for index, item in enumerate(value):
+        place = f"{where}: {name}[{index}]"
+        if not isinstance(item, Mapping):
+            raise PrefloopError(f"{place} must be an object with 'role' and 'content'.")
+        made.append(Message(role=_text(item, "role", place), content=_text(item, "content", place)))
+    return _checked(tuple(made), where)
+
+
+def _checked(messages: tuple[Message, ...], where: str) -> tuple[Message, ...]:
+    if not messages:
+        raise PrefloopError(f"{where}: a prompt needs at least one message.")
+    for message in messages:
+        if message.role not in ROLES:
+            raise PrefloopError(f"{where}: role {message.role!r} is not one of {', '.join(ROLES)}.")
+    return messages
+
+
+def _prompt(messages: Sequence[Message], name: str, where: str) -> Prompt:
+    if not messages:
+        raise PrefloopError(f"{where}: field {name!r} holds an answer but no turn before it.")
+    return Prompt(id=content_id(to_json(messages)), messages=tuple(messages))
+
+
+def _own_prompt(value: Json, where: str) -> Prompt:
+    prompt = from_json(Prompt, value, where)
+    _checked(prompt.messages, where)
+    return prompt
+
+
+def _last_answer(messages: Sequence[Message]) -> int:
+    return max((i for i, message in enumerate(messages) if message.role == "assistant"), default=-1)
+
+
+def _make_prompt(row: dict[str, Json], where: str) -> Prompt:
+    name = "prompt" if "prompt" in row and "messages" not in row else "messages"
+    messages = _messages(_field(row, name, where), name, where)
+    if messages[-1].role == "assistant":
+        return _prompt(messages[:-1], name, where)
+    return _own_prompt(row, where) if name == "messages" and "id" in row else _prompt(messages, name, where)
+
+
+def _make_demonstration(row: dict[str, Json], where: str) -> Demonstration:
+    if "messages" in row:
+        messages = _messages(row["messages"], "messages", where)
+        at = _last_answer(messages)
+        if at < 0:
+            raise PrefloopError(f"{where}: field 'messages' has no assistant turn to learn from.")
+        prompt, answer = _prompt(messages[:at], "messages", where), messages[at].content
+    elif isinstance(_field(row, "prompt", where), Mapping):
+        demonstration = from_json(Demonstration, row, where)
+        _checked(demonstration.prompt.messages, where)
+        return demonstration
+    else:
+        prompt = _prompt(_messages(row["prompt"], "prompt", where), "prompt", where)
+        answer = _text(row, "completion", where)
+    return Demonstration(id=content_id(prompt.id, answer), prompt=prompt, completion=answer)
+
+
+def _transcript(row: Mapping[str, Json], name: str, where: str) -> tuple[Message, ...]:
+    """`\\n\\nHuman: ...\\n\\nAssistant: ...`, the format of Anthropic's hh-rlhf, as messages."""
+    parts = _TURN.split(_text(row, name, where))
+    if len(parts) < 3 or parts[0].strip():
+        raise PrefloopError(
+            f"{where}: field 'prompt' is missing, and {name!r} is neither a list of messages nor a transcript that"
+            " begins with 'Human:'."
+        )
+    return tuple(
+        Message(role=_HH_ROLES[role], content=content.strip())
+        for role, content in zip(parts[1::2], parts[2::2], strict=True)
+    )
+
+
+def _conversation(row: Mapping[str, Json], name: str, where: str) -> tuple[Message, ...]:
+    """The whole conversation that ends with the answer in field `name`, whatever the shape of the row."""
+    value = _field(row, name, where)
+    if "prompt" not in row:
+        return _messages(value, name, where) if isinstance(value, list) else _transcript(row, name, where)
+    before = _messages(row["prompt"], "prompt", where)
+    if isinstance(value, str):
+        return (*before, Message(role="assistant", content=value))
+    after = _messages(value, name, where)
+    return after if after[: len(before)] == before else before + after
+
+
+def _make_preference(row: dict[str, Json], where: str) -> Preference:
+    if "items" in row:
+        preference = from_json(Preference, row, where)
+        _checked(preference.prompt.messages, where)
+        return preference
+    chosen, rejected = _conversation(row, "chosen", where), _conversation(row, "rejected", where)
+    for name, turns in (("chosen", chosen), ("rejected", rejected)):
+        if turns[-1].role != "assistant":
+            raise PrefloopError(f"{where}: field {name!r} must end with an assistant turn, not {turns[-1].role!r}.")
+    if chosen[:-1] != rejected[:-1]:
+        raise PrefloopError(f"{where}: 'chosen' and 'rejected' differ before the last turn; they answer other prompts.")
+    if chosen == rejected:
+        raise PrefloopError(f"{where}: 'chosen' and 'rejected' are the same answer; remove this line.")
+    prompt = _prompt(chosen[:-1], "chosen", where)
+    items = (text_completion(prompt, chosen[-1].content), text_completion(prompt, rejected[-1].content))
+    return Preference(prompt=prompt, items=items, target=1.0, group=prompt.id)
+
+
+def text_completion(prompt: Prompt, text: str) -> Completion:
+    """An answer known only as text: no segments (it is tokenized when it becomes a tree), ended by itself."""
+    return Completion(
+        id=content_id(prompt.id, text),
+        prompt_id=prompt.id,
+        segments=(),
+        text=text,
+        finish_reason="stop",
+        sampling=Sampling(),
+        seed=0,
+    )
+
+
+def _read_all(
+    path: str | Path, make: Callable[[dict[str, Json], str], _Made], skip_bad: bool = False
+) -> list[tuple[int, _Made]]:
+    made: list[tuple[int, _Made]] = []
+    bad: list[str] = []
+    for number, row in read_jsonl(path):
+        try:
+            made.append((number, make(row, f"{path}:{number}")))
+        except PrefloopError as error:
+            if not skip_bad:
+                raise
+            bad.append(str(error))
+    if bad:
+        logging.getLogger(__name__).warning("%s: %d bad lines skipped, the first: %s", path, len(bad), bad[0])
+    if not made:
+        raise PrefloopError(f"{path}: every line is bad; the first: {bad[0]}")
+    return made
+
+
+def read_prompts(path: str | Path) -> list[Prompt]:
+    """Prompts of a JSONL file, in its order: our records; {"messages"} (a final assistant turn is cut off); {"prompt"}.
+
+    Foreign rows get an id from their content, so that equal ones are one prompt. Raises PrefloopError with file:line
+    and field where a row does not fit, and where two different prompts share an id."""
+    prompts: dict[str, tuple[int, Prompt]] = {}
+    for number, prompt in _read_all(path, _make_prompt):
+        first, known = prompts.setdefault(prompt.id, (number, prompt))
+        if known != prompt:
+            raise PrefloopError(f"{path}:{number}: id {prompt.id!r} is another prompt on line {first}; rename it.")
+    return [prompt for _, prompt in prompts.values()]
+
+
+def read_demonstrations(path: str | Path) -> list[Demonstration]:
+    """Demonstrations of a JSONL file: our records; {"messages"} (the last assistant turn is the answer, what follows is
+    not read); {"prompt": string or messages, "completion": string}. Raises PrefloopError with file:line and field."""
+    return [demonstration for _, demonstration in _read_all(path, _make_demonstration)]
+
+
+def read_preferences(path: str | Path, *, skip_bad: bool = False) -> list[Preference]:
+    """Preferences of a JSONL file: our records; {"prompt", "chosen", "rejected"} as strings or messages; "chosen" and
+    "rejected" as message lists with a common prefix, or as Human/Assistant transcripts (Bai et al. 2022).
+
+    A row that does not fit, answers two contexts or prefers an answer to itself raises PrefloopError with file:line;
+    with `skip_bad` such rows are left out and one warning counts them."""
+    return [preference for _, preference in _read_all(path, _make_preference, skip_bad)]

@@ -1,0 +1,58 @@
+"""Where records come from: the shipped files, a JSONL path, or a run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.resources import as_file, files
+from pathlib import Path
+
+from prefloop.data.jsonl import read_demonstrations, read_preferences, read_prompts
+from prefloop.types import Demonstration, Preference, PrefloopError, Prompt
+
+BUILTIN = "builtin"
+
+
+@contextmanager
+def _opened(source: str | Path, name: str) -> Iterator[Path]:
+    if str(source) == BUILTIN:
+        with as_file(files("prefloop.data") / BUILTIN / name) as path:
+            yield path
+        return
+    path = Path(source)
+    if path.is_dir():
+        raise PrefloopError(f"{path}: this is a folder; give {BUILTIN!r} or a JSONL file such as {name}.")
+    yield path
+
+
+def load_prompts(source: str | Path, *, splits: Sequence[str] = ()) -> list[Prompt]:
+    """Prompts of 'builtin' or a JSONL file, in file order, of the given splits (none given: all).
+
+    Raises PrefloopError when nothing is left, naming the splits that the source has."""
+    with _opened(source, "prompts.jsonl") as path:
+        prompts = read_prompts(path)
+    kept = [prompt for prompt in prompts if not splits or prompt.split in splits]
+    if not kept:
+        there = ", ".join(sorted({prompt.split for prompt in prompts}))
+        raise PrefloopError(f"{source}: no prompt of split {', '.join(splits)}; this source has {there}.")
+    return kept
+
+
+def load_demonstrations(source: str | Path) -> list[Demonstration]:
+    """Demonstrations of 'builtin' or a JSONL file, in file order. Raises PrefloopError when there are none."""
+    with _opened(source, "demonstrations.jsonl") as path:
+        return read_demonstrations(path)
+
+
+def load_preferences(source: str | Path, *, skip_bad: bool = False) -> list[Preference]:
+    """Preferences of a JSONL file or of a finished label run's folder; `skip_bad` as in `read_preferences`.
+
+    Raises PrefloopError when there are none, or the label run has not finished."""
+    if str(source) == BUILTIN:
+        raise PrefloopError("No preferences are shipped; give a label run's folder or a JSONL file.")
+    path = Path(source)
+    if path.is_dir():
+        if not (path / "result.json").is_file():
+            raise PrefloopError(f"{path}: this is no finished label run; run the label stage to its end first.")
+        path = path / "preferences.jsonl"
+    return read_preferences(path, skip_bad=skip_bad)

@@ -1,0 +1,159 @@
+"""Records -> token trees. What is read (weight 1) are the tokens that the policy or a demonstrator wrote."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from prefloop.data.chat import Tokenizer, decode, encode_prompt, encode_text
+from prefloop.types import Author, Completion, Demonstration, Node, Pair, Preference, PrefloopError, Prompt, Tree
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Encoder:
+    """A tokenizer with what a tree needs beside it: the token that ends a response and the longest context."""
+
+    tokenizer: Tokenizer
+    stop: int
+    context: int
+
+    def prompt(self, prompt: Prompt) -> tuple[int, ...]:
+        """Tokens of a prompt. Raises PrefloopError when nothing could be answered within the context."""
+        tokens = encode_prompt(self.tokenizer, prompt.messages)
+        if len(tokens) >= self.context:
+            raise PrefloopError(
+                f"Prompt {prompt.id!r} has {len(tokens)} tokens, which leaves no room in the model's context of "
+                f"{self.context}; shorten it or take a model with a longer context."
+            )
+        return tokens
+
+    def response(self, completion: Completion) -> tuple[int, ...]:
+        """Tokens of an answer: as sampled, or its text and the stop token; truncated answers get no stop token.
+
+        Raises PrefloopError when the answer was sampled with another tokenizer: its tokens would mean other words here.
+        """
+        if completion.segments:
+            tokens = completion.tokens
+            if decode(self.tokenizer, tokens[:-1] if completion.finish_reason == "stop" else tokens) != completion.text:
+                raise PrefloopError(
+                    f"Completion {completion.id!r} has tokens of another tokenizer than this model's; take a model of "
+                    "the family that sampled it, or sample anew with this one."
+                )
+            return tokens
+        stop = (self.stop,) if completion.finish_reason == "stop" else ()
+        return encode_text(self.tokenizer, completion.text) + stop
+
+
+def written(parent: int, tokens: tuple[int, ...], author: Author = "policy") -> Node:
+    """A node whose tokens are all read."""
+    if not tokens:
+        raise PrefloopError("An answer without a single token cannot be trained on; drop it or let it end with a stop.")
+    return Node(parent=parent, tokens=tokens, author=author, fields={"weight": (1.0,) * len(tokens)})
+
+
+def given(parent: int, tokens: tuple[int, ...]) -> Node:
+    """A node that is only context."""
+    return Node(parent=parent, tokens=tokens, author="prompt")
+
+
+def demonstration_trees(demonstration: Demonstration, encoder: Encoder) -> list[Tree]:
+    """One tree that trains every assistant turn; where the template rewrites earlier turns, a tree for each stretch
+    that it leaves alone, all with the demonstration's id as trajectory.
+
+    Raises PrefloopError for a demonstration longer than the model's context.
+    """
+    messages = demonstration.prompt.messages
+    answers = [(i, m.content) for i, m in enumerate(messages) if m.role == "assistant"]
+    answers.append((len(messages), demonstration.completion))
+    stretches: list[list[Node]] = []
+    seen: tuple[int, ...] = ()
+    for end, text in answers:
+        asked = encode_prompt(encoder.tokenizer, messages[:end])
+        answer = (*encode_text(encoder.tokenizer, text), encoder.stop)
+        if not stretches or asked[: len(seen)] != seen:
+            stretches.append([])
+            seen = ()
+        nodes = stretches[-1]
+        nodes.append(given(len(nodes) - 1, asked[len(seen) :]))
+        nodes.append(written(len(nodes) - 1, answer, "person"))
+        seen = asked + answer
+        if len(seen) > encoder.context:
+            raise PrefloopError(
+                f"Demonstration {demonstration.id!r} has {len(seen)} tokens, more than the model's context of "
+                f"{encoder.context}; shorten it."
+            )
+    name = demonstration.id
+    return [Tree(id=f"{name}/{i}", nodes=tuple(nodes), trajectory_id=name) for i, nodes in enumerate(stretches)]
+
+
+def answer_tree(prompt: Prompt, completions: Sequence[Completion], encoder: Encoder) -> Tree:
+    """A prompt and its answers as branches: node 0 is the prompt, node 1 + i is completions[i]."""
+    root = given(-1, encoder.prompt(prompt))
+    branches = [written(0, encoder.response(completion)) for completion in completions]
+    longest = len(root.tokens) + max(len(branch.tokens) for branch in branches)
+    if longest > encoder.context:
+        raise PrefloopError(
+            f"Prompt {prompt.id!r} with its longest answer has {longest} tokens, more than the model's context of "
+            f"{encoder.context}; shorten it or lower max_tokens."
+        )
+    return Tree(id=prompt.id, nodes=(root, *branches), trajectory_id=prompt.id)
+
+
+def preference_trees(preferences: Sequence[Preference], encoder: Encoder) -> list[Tree]:
+    """One tree for each group of preferences over one prompt, each answer standing in it once; a ranking becomes all
+    its ordered pairs, ties with target 0.5.
+
+    Empty answers are kept as a lone stop token; identical answers share a branch, and a pair of them is dropped.
+    """
+    groups: dict[str, list[Preference]] = {}
+    for preference in preferences:
+        groups.setdefault(preference.group or preference.prompt.id, []).append(preference)
+    trees = [_preference_tree(name, group, encoder) for name, group in groups.items()]
+    kept = [tree for tree in trees if tree.pairs]
+    if not kept:
+        raise PrefloopError("No comparison is left to learn from: there are none, or all compare identical answers.")
+    return kept
+
+
+def _preference_tree(name: str, group: Sequence[Preference], encoder: Encoder) -> Tree:
+    branches: dict[tuple[int, ...], Completion] = {}
+    pairs: list[tuple[tuple[int, ...], tuple[int, ...], float, float, float]] = []
+    for preference in group:
+        tokens = [encoder.response(item) or (encoder.stop,) for item in preference.items]
+        branches.update(zip(tokens, preference.items, strict=True))
+        for a, b, target in _ordered(preference):
+            if tokens[a] != tokens[b]:
+                pairs.append((tokens[a], tokens[b], target, preference.weight, preference.margin))
+    order = list(branches)
+    root = given(-1, encoder.prompt(group[0].prompt))
+    if len(root.tokens) + max(map(len, order)) > encoder.context:
+        raise PrefloopError(
+            f"A comparison of prompt {group[0].prompt.id!r} is longer than the model's context of {encoder.context}; "
+            "drop or shorten it."
+        )
+    nodes = (root, *(written(0, tokens) for tokens in order))
+    made = tuple(
+        Pair(a=1 + order.index(a), b=1 + order.index(b), target=target, weight=weight, margin=margin)
+        for a, b, target, weight, margin in pairs
+    )
+    return Tree(id=name, nodes=nodes, pairs=made, trajectory_id=name)
+
+
+def _ordered(preference: Preference) -> list[tuple[int, int, float]]:
+    if preference.ranking is None:
+        return [(0, 1, 1.0 if preference.target is None else preference.target)]
+    ranks = preference.ranking
+    pairs = [(i, j) for i in range(len(ranks)) for j in range(i + 1, len(ranks))]
+    return [(i, j, 0.5 if ranks[i] == ranks[j] else float(ranks[i] < ranks[j])) for i, j in pairs]
+
+
+def with_fields(tree: Tree, fields: Mapping[int, Mapping[str, Sequence[float]]]) -> Tree:
+    """The tree with per-token numbers added to some nodes: {node: {name: values}}, each as long as its tokens."""
+    nodes = list(tree.nodes)
+    for index, added in fields.items():
+        values = {name: tuple(float(v) for v in column) for name, column in added.items()}
+        for name, column in values.items():
+            if len(column) != len(nodes[index].tokens):
+                raise ValueError(f"{name}: {len(column)} values for {len(nodes[index].tokens)} tokens of {tree.id}")
+        nodes[index] = dataclasses.replace(nodes[index], fields={**nodes[index].fields, **values})
+    return dataclasses.replace(tree, nodes=tuple(nodes))

@@ -1,0 +1,113 @@
+"""Engines from configuration: the one place that decides device, precision and threads."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from prefloop.configs.shared import EngineConfig, LoraConfig, OptimConfig
+from prefloop.data.trees import Encoder
+from prefloop.engine.generate import LocalSampler
+from prefloop.engine.local import LocalLearner, LocalScorer, Pooling
+from prefloop.models.checkpoint import MANIFEST, load_head, read_checkpoint
+from prefloop.models.heads import ScalarHead
+from prefloop.models.load import LoadedModel, context_length, load_model, stop_token_ids
+from prefloop.models.lora import attach
+from prefloop.types import Checkpoint, PrefloopError
+
+
+def compute_dtype(engine: EngineConfig) -> torch.dtype:
+    """bf16 or fp32 as configured; auto takes bf16 on a GPU that has it and on CPUs with bf16 products (AVX512-BF16,
+    AMX), fp32 elsewhere, where bf16 is emulated and many times slower."""
+    if engine.dtype != "auto":
+        return {"bf16": torch.bfloat16, "fp32": torch.float32}[engine.dtype]
+    if torch.cuda.is_available():
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    fast = any(getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return torch.bfloat16 if fast else torch.float32
+
+
+def use_threads(engine: EngineConfig) -> None:
+    """Set the CPU threads of this process, explicitly: oversubscription costs far more than a missing core."""
+    torch.set_num_threads(engine.threads or available_cores())
+
+
+def available_cores() -> int:
+    """Cores that this process may use (all of the machine's where the system does not tell)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def load(name: str, engine: EngineConfig, kind: Literal["policy", "reward"] = "policy") -> LoadedModel:
+    """A model on the GPU where there is one, else on the CPU, in the configured precision.
+
+    One of our checkpoints is verified first: PrefloopError when it is damaged, or not of this kind."""
+    folder = resolve_checkpoint(name)
+    if (Path(folder) / MANIFEST).is_file() and (found := read_checkpoint(folder, verify=True).kind) != kind:
+        wanted = {"policy": "policy", "reward": "reward model"}[kind]
+        raise PrefloopError(f"{folder} is a {found} checkpoint, not a {wanted}; give another run's folder.")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return load_model(folder, dtype=compute_dtype(engine), device=device, trust_remote_code=engine.trust_remote_code)
+
+
+def resolve_checkpoint(name: str) -> str:
+    """A run folder stands for the checkpoint that it ended with; anything else is taken as it is."""
+    final = Path(name) / "checkpoint"
+    return str(final) if (final / MANIFEST).is_file() else name
+
+
+def build_encoder(loaded: LoadedModel) -> Encoder:
+    """The model's tokenizer with the stop token that its chat template ends an answer with, and its context."""
+    tokenizer = loaded.tokenizer
+    stops = stop_token_ids(tokenizer, loaded.model)
+    stop = tokenizer.eos_token_id if tokenizer.eos_token_id in stops else min(stops)
+    return Encoder(tokenizer, stop, context_length(loaded.model))
+
+
+def build_sampler(loaded: LoadedModel, checkpoint: str, max_rows: int = 64) -> LocalSampler:
+    return LocalSampler(loaded, context=context_length(loaded.model), max_rows=max_rows, checkpoint=checkpoint)
+
+
+def build_learner(
+    loaded: LoadedModel,
+    engine: EngineConfig,
+    optim: OptimConfig,
+    *,
+    lora: LoraConfig | None = None,
+    head: ScalarHead | None = None,
+    pooling: Pooling = "last",
+    seed: int = 0,
+) -> LocalLearner:
+    """A learner of all weights, or of adapters, with a scalar head if given."""
+    if lora is not None:
+        attach(loaded.model, rank=lora.rank, alpha=lora.alpha, last_layers=lora.last_layers, seed=seed)
+    if head is not None:
+        head.to(next(loaded.model.parameters()).device)
+    return LocalLearner(
+        loaded, optim=optim, token_budget=engine.token_budget, head=head, pooling=pooling, lora=lora is not None
+    )
+
+
+def build_scorer(loaded: LoadedModel, engine: EngineConfig) -> LocalScorer:
+    """A frozen model without a head: the reference."""
+    return LocalScorer(loaded, token_budget=engine.token_budget)
+
+
+def build_reward_scorer(name: str, engine: EngineConfig) -> tuple[LocalScorer, Checkpoint]:
+    """A reward model from its checkpoint or run folder, with the record that holds its pooling, gain and bias."""
+    folder = resolve_checkpoint(name)
+    loaded, record = load(folder, engine, "reward"), read_checkpoint(folder)
+    head = load_head(folder).to(next(loaded.model.parameters()).device)
+    scorer = LocalScorer(loaded, token_budget=engine.token_budget, head=head, pooling=record.details["pooling"])
+    return scorer, record
+
+
+def require_base(folder: Path, record: Checkpoint, parent: str) -> None:
+    """Refuse to continue from a checkpoint that began from another model."""
+    if record.parent != parent:
+        raise PrefloopError(
+            f"The checkpoint {folder} began from {record.parent}, not from {parent}; use another run name or restore "
+            "the model."
+        )

@@ -1,0 +1,297 @@
+"""The reference engine: one process, one device. Compute in bf16 or fp32; master weights, gradient sums and
+optimizer state in fp32."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from prefloop.configs.shared import OptimConfig
+from prefloop.data.forest import Forest, Totals, build_forest, pack
+from prefloop.engine.objectives import Outputs, resolve_loss
+from prefloop.engine.verbs import Column, Read, Readings, Weights
+from prefloop.models.checkpoint import load_state, load_training, save_checkpoint
+from prefloop.models.heads import ScalarHead
+from prefloop.models.load import LoadedModel
+from prefloop.models.lora import adapter_off, adapter_parameters
+from prefloop.ops.logprobs import exact_kl, token_logprobs
+from prefloop.types import Checkpoint, PrefloopError, Tree
+
+Pooling = Literal["last", "mean"]
+
+
+class LocalScorer:
+    """A model, and a scalar head where it has one, that reads trees."""
+
+    def __init__(
+        self, loaded: LoadedModel, *, token_budget: int, head: ScalarHead | None = None, pooling: Pooling = "last"
+    ) -> None:
+        self.loaded = loaded
+        model: Any = loaded.model
+        self.model: nn.Module = model
+        self.trunk: nn.Module = model.get_decoder()
+        self.lm_head: nn.Module = model.get_output_embeddings()
+        self.head = head
+        self.pooling = pooling
+        self.token_budget = token_budget
+        self.device = next(self.model.parameters()).device
+        self.softcap: float | None = getattr(loaded.model.config, "final_logit_softcapping", None)
+
+    @property
+    def unembedding(self) -> Tensor:
+        return cast(Tensor, self.lm_head.weight)
+
+    def hidden(self, forest: Forest) -> Tensor:
+        """Last hidden states [T, D] of a forest."""
+        out = self.trunk(
+            input_ids=forest.tokens[None], position_ids=forest.positions[None], layout=forest.layout, use_cache=False
+        )
+        states: Tensor = out.last_hidden_state[0]
+        return states
+
+    def outputs(self, forest: Forest, states: Tensor, read: AbstractSet[Read], temperature: float) -> Outputs:
+        """What is asked for, of hidden states: log-probs and entropy [R], values [R] before each token, scores [B]."""
+        logprobs = entropy = values = scores = None
+        if "logprobs" in read or "entropy" in read:
+            logprobs, entropy = token_logprobs(
+                states[forest.sources],
+                self.unembedding,
+                forest.tokens[forest.targets],
+                temperature=temperature,
+                softcap=self.softcap,
+                entropy="entropy" in read,
+            )
+        if "values" in read:
+            values = self._head()(states[forest.sources])
+        if "scores" in read:
+            scores = self._head()(self._pooled(forest, states))
+        return Outputs(logprobs, entropy, values, scores)
+
+    def _pooled(self, forest: Forest, states: Tensor) -> Tensor:
+        if self.pooling == "last":
+            return states[forest.leaves]
+        pooled = torch.zeros(len(forest.leaves), states.shape[1], device=states.device)
+        of_leaf = forest.branch_of >= 0
+        pooled = pooled.index_add(0, forest.branch_of[of_leaf], states[forest.targets[of_leaf]].float())
+        counts = torch.bincount(forest.branch_of[of_leaf], minlength=len(forest.leaves)).clamp(min=1)
+        return pooled / counts[:, None]
+
+    def _head(self) -> ScalarHead:
+        if self.head is None:
+            raise PrefloopError(f"{self.loaded.name} has no scalar head; take a reward-model checkpoint.")
+        return self.head
+
+    @torch.no_grad()
+    def forward(
+        self,
+        trees: Sequence[Tree],
+        read: AbstractSet[Read],
+        *,
+        temperature: float = 1.0,
+        reference: LocalScorer | Literal["adapter-off"] | None = None,
+    ) -> list[Readings]:
+        """See verbs.Scorer. The reference shares the forest, so policy and reference run on the same micro-batches."""
+        made: list[Readings] = [Readings() for _ in trees]
+        for members in pack(trees, self.token_budget):
+            forest = build_forest([trees[i] for i in members], self.device)
+            states = self.hidden(forest)
+            out = self.outputs(forest, states, read, temperature)
+            reference_logprobs = divergence = None
+            if reference is not None:
+                reference_logprobs, divergence = self._against(
+                    forest, states, reference, exact="exact_kl" in read, temperature=temperature
+                )
+            columns = {
+                "logprobs": out.logprobs,
+                "entropy": out.entropy,
+                "values": out.values,
+                "reference_logprobs": reference_logprobs,
+                "exact_kl": divergence,
+            }
+            _scatter(made, members, forest, [trees[i] for i in members], columns, out.scores)
+        return made
+
+    def _against(
+        self, forest: Forest, states: Tensor, reference: LocalScorer | str, *, exact: bool, temperature: float
+    ) -> tuple[Tensor, Tensor | None]:
+        other = self if isinstance(reference, str) else reference
+        with adapter_off(self.model) if isinstance(reference, str) else contextlib.nullcontext():
+            states_q = other.hidden(forest)
+        out = other.outputs(forest, states_q, {"logprobs"}, temperature)
+        assert out.logprobs is not None
+        if not exact:
+            return out.logprobs, None
+        rows = forest.sources
+        divergence = exact_kl(
+            states[rows],
+            self.unembedding,
+            states_q[rows],
+            other.unembedding,
+            temperature=temperature,
+            softcap=self.softcap,
+        )
+        return out.logprobs, divergence
+
+
+def _scatter(
+    made: list[Readings],
+    members: Sequence[int],
+    forest: Forest,
+    trees: Sequence[Tree],
+    columns: Mapping[str, Tensor | None],
+    scores: Tensor | None,
+) -> None:
+    arrays = {name: column.float().cpu().numpy() for name, column in columns.items() if column is not None}
+    for span in forest.spans:
+        node = trees[span.tree].nodes[span.node]
+        kept = np.flatnonzero(np.asarray(node.fields["weight"]))
+        for name, array in arrays.items():
+            full: Column = np.zeros(len(node.tokens), dtype=np.float32)
+            full[kept] = array[span.start : span.stop]
+            target: dict[int, Column] = getattr(made[members[span.tree]], name)
+            target[span.node] = full
+    if scores is not None:
+        for (tree, node_index), score in zip(forest.branches, scores.float().cpu().tolist(), strict=True):
+            found: dict[int, float] = made[members[tree]].scores  # type: ignore[assignment]  # built here as a dict
+            found[node_index] = score
+
+
+class LocalLearner(LocalScorer):
+    """A scorer that learns."""
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        *,
+        optim: OptimConfig,
+        token_budget: int,
+        head: ScalarHead | None = None,
+        pooling: Pooling = "last",
+        lora: bool = False,
+    ) -> None:
+        super().__init__(loaded, token_budget=token_budget, head=head, pooling=pooling)
+        self.version = 0
+        self.max_grad_norm = optim.max_grad_norm
+        if lora:
+            self.weights: list[Tensor] = list(adapter_parameters(self.model).values())
+        else:
+            self.weights = [p for p in self.model.parameters() if p.requires_grad]
+        self.masters = [w.detach().float().clone() if w.dtype != torch.float32 else w for w in self.weights]
+        for weight, master in zip(self.weights, self.masters, strict=True):
+            if master is not weight:
+                weight.register_post_accumulate_grad_hook(_into(master))  # type: ignore[no-untyped-call]  # torch's own
+        groups: list[dict[str, Any]] = [{"params": self.masters, "lr": 0.0}]
+        if head is not None:
+            groups.append({"params": list(head.parameters()), "lr": 0.0})
+        self.optimizer = torch.optim.AdamW(
+            groups, betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay, fused=True
+        )
+
+    def forward_backward(self, trees: Sequence[Tree], loss: str, params: Mapping[str, Any]) -> dict[str, float]:
+        """See verbs.Learner. `params` may hold `temperature`; the rest goes to the loss."""
+        function, read = resolve_loss(loss)
+        params = dict(params)
+        temperature = float(params.pop("temperature", 1.0))
+        totals = Totals.of(trees)
+        metrics: dict[str, float] = {}
+        for members in pack(trees, self.token_budget):
+            forest = build_forest([trees[i] for i in members], self.device)
+            out = self.outputs(forest, self.hidden(forest), read, temperature)
+            result = function(out, forest, totals, **params)
+            if not torch.isfinite(result.loss):
+                names = ", ".join(trees[i].id for i in members[:3])
+                found = float(result.loss.detach())
+                raise PrefloopError(f"The {loss} loss is {found} on {names}, ...; lower the learning rate.")
+            result.loss.backward()  # type: ignore[no-untyped-call]  # torch's own is untyped
+            for name, value in result.metrics.items():
+                number, before = float(value), metrics.get(name, 0.0)
+                metrics[name] = max(number, before) if name.endswith("_max") else before + number
+        return metrics
+
+    def optim_step(self, lr: float, head_lr: float) -> dict[str, float]:
+        """See verbs.Learner. Gradients are clipped to the configured global norm, heads included."""
+        params = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = torch.nn.utils.clip_grad_norm_(params, self.max_grad_norm)
+        if not torch.isfinite(norm):
+            raise PrefloopError(f"The gradient norm is {float(norm)}; lower the learning rate or look at the data.")
+        for group, rate in zip(self.optimizer.param_groups, (lr, head_lr), strict=False):
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self._cast()
+        self.version += 1
+        return {"optim/grad_norm": float(norm), "optim/lr": lr}
+
+    @torch.no_grad()
+    def _cast(self) -> None:
+        for weight, master in zip(self.weights, self.masters, strict=True):
+            if master is not weight:
+                weight.copy_(master)
+
+    def publish(self) -> Weights:
+        """Weights for a sampler in this process: the model itself, so there is nothing to copy."""
+        return Weights(self.version, self.loaded)
+
+    def save(self, folder: Path, record: Checkpoint, state: Mapping[str, Any], *, resumable: bool) -> None:
+        """See verbs.Learner."""
+        save_checkpoint(
+            folder,
+            record=record,
+            model=self.loaded.model,
+            tokenizer=self.loaded.tokenizer,
+            head=self.head,
+            training=self._training() if resumable else None,
+            state={**state, "version": self.version},
+        )
+
+    def load(self, folder: Path) -> Mapping[str, Any]:
+        """See verbs.Learner. Weights, moments and step counts come back bit for bit."""
+        saved = load_training(folder)
+        state = dict(load_state(folder))
+        self.version = int(state["version"])
+        with torch.no_grad():
+            for index, param in enumerate(self._trained()):
+                param.copy_(saved[f"weight.{index}"])
+                if f"moment1.{index}" in saved:
+                    self.optimizer.state[param] = {
+                        "step": saved[f"step.{index}"].clone(),
+                        "exp_avg": saved[f"moment1.{index}"].clone(),
+                        "exp_avg_sq": saved[f"moment2.{index}"].clone(),
+                    }
+        self._cast()
+        return state
+
+    def _trained(self) -> list[Tensor]:
+        return [*self.masters, *(self.head.parameters() if self.head is not None else ())]
+
+    def _training(self) -> dict[str, Tensor]:
+        tensors: dict[str, Tensor] = {}
+        for index, param in enumerate(self._trained()):
+            tensors[f"weight.{index}"] = param.detach()
+            moments = self.optimizer.state.get(param)
+            if moments:
+                tensors[f"step.{index}"] = moments["step"]
+                tensors[f"moment1.{index}"] = moments["exp_avg"]
+                tensors[f"moment2.{index}"] = moments["exp_avg_sq"]
+        return tensors
+
+
+def _into(master: Tensor) -> Any:
+    """A hook that moves a bf16 gradient into its master's fp32 sum."""
+
+    def hook(weight: Tensor) -> None:
+        assert weight.grad is not None
+        if master.grad is None:
+            master.grad = weight.grad.float()
+        else:
+            master.grad += weight.grad
+        weight.grad = None
+
+    return hook

@@ -1,0 +1,81 @@
+"""Log-probabilities, entropy and exact KL from hidden states, in chunks: an R x V matrix never exists.
+
+R tokens read, V vocabulary, D width. Where a gradient is needed a chunk's logits are recomputed in backward.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float, Float32, Int64
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+
+def token_logprobs(
+    hidden: Float[Tensor, "R D"],
+    weight: Float[Tensor, "V D"],
+    targets: Int64[Tensor, " R"],
+    *,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    chunk: int = 1024,
+    entropy: bool = False,
+) -> tuple[Float32[Tensor, " R"], Float32[Tensor, " R"] | None]:
+    """log p(target_r) in nats and, when asked for, the entropy -sum_v p_v log p_v of the same distribution.
+
+    p = softmax(cap(hidden @ weight.T) / temperature), cap(z) = softcap * tanh(z / softcap) (Gemma 2, arXiv 2408.00118);
+    the product is in hidden's dtype, all after it in float32. The temperature is part of the policy (Ziegler et al.
+    2019): pass the sampler's. ValueError when temperature <= 0.
+    """
+
+    def read(hidden: Tensor, targets: Tensor, weight: Tensor) -> tuple[Tensor, Tensor | None]:
+        logp = _log_softmax(hidden, weight, temperature, softcap)
+        chosen = logp.gather(-1, targets[:, None]).squeeze(-1)
+        return chosen, -(logp.exp() * logp).sum(-1) if entropy else None
+
+    parts = _by_chunk(read, (hidden, targets), (weight,), chunk)
+    return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts]) if entropy else None
+
+
+def exact_kl(
+    hidden_p: Float[Tensor, "R D"],
+    weight_p: Float[Tensor, "V D"],
+    hidden_q: Float[Tensor, "R Dq"],
+    weight_q: Float[Tensor, "V Dq"],
+    *,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    chunk: int = 1024,
+) -> Float32[Tensor, " R"]:
+    """KL(p || q) = sum_v p_v (log p_v - log q_v) per token, in nats, over the whole vocabulary.
+
+    p and q are the distributions of `token_logprobs`. ValueError when temperature <= 0.
+    """
+
+    def read(hidden_p: Tensor, hidden_q: Tensor, weight_p: Tensor, weight_q: Tensor) -> Tensor:
+        logp = _log_softmax(hidden_p, weight_p, temperature, softcap)
+        logq = _log_softmax(hidden_q, weight_q, temperature, softcap)
+        return (logp.exp() * (logp - logq)).sum(-1)
+
+    return torch.cat(_by_chunk(read, (hidden_p, hidden_q), (weight_p, weight_q), chunk))
+
+
+def _log_softmax(hidden: Tensor, weight: Tensor, temperature: float, softcap: float | None) -> Tensor:
+    if temperature <= 0:
+        raise ValueError(f"temperature is {temperature}, but log-probabilities need one above 0")
+    # Cast per chunk, not once: the chunks' gradients then add up in the weight's own, wider dtype.
+    logits = (hidden @ weight.to(hidden.dtype).T).float()
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    return torch.log_softmax(logits / temperature if temperature != 1 else logits, dim=-1)
+
+
+def _by_chunk(read: Callable[..., Any], rows: tuple[Tensor, ...], weights: tuple[Tensor, ...], chunk: int) -> list[Any]:
+    recompute = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*rows, *weights))
+    return [
+        checkpoint(read, *part, *weights, use_reentrant=False, preserve_rng_state=False)
+        if recompute
+        else read(*part, *weights)
+        for part in zip(*(torch.split(tensor, chunk) for tensor in rows), strict=True)
+    ]

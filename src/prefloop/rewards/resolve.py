@@ -1,0 +1,32 @@
+"""Reward functions by name: (prompts, completions) -> scores, one for each completion."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from prefloop.configs.shared import EngineConfig
+from prefloop.rewards.learned import LearnedReward
+from prefloop.rewards.rubric import rubric
+from prefloop.types import Completion, PrefloopError, Prompt, Score
+
+RewardFn = Callable[[Sequence[Prompt], Sequence[Completion]], list[Score]]
+
+REWARDS: dict[str, RewardFn] = {"rubric": rubric}
+
+
+def resolve_reward(name: str, engine: EngineConfig) -> RewardFn:
+    """A name of the table, a reward model's run or checkpoint folder, or the user's own "module:function"."""
+    if name in REWARDS:
+        return REWARDS[name]
+    if name and Path(name).is_dir():
+        return LearnedReward(name, engine)
+    module, _, function = name.partition(":")
+    try:
+        found: RewardFn = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        raise PrefloopError(
+            f"Unknown reward {name!r} ({error}): give {', '.join(REWARDS)}, a reward run's folder or 'module:function'."
+        ) from None
+    return found

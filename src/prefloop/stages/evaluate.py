@@ -1,0 +1,56 @@
+"""A policy against its baselines: the same held-out prompts, the same judge, intervals that resample prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from prefloop.configs.evaluate import EvaluateConfig
+from prefloop.data.sources import load_prompts
+from prefloop.engine.build import build_encoder, build_sampler, load, resolve_checkpoint, use_threads
+from prefloop.evals.winrate import summarize
+from prefloop.rewards.resolve import resolve_reward
+from prefloop.run import Run, progress
+from prefloop.stages.sampling import sample_groups
+from prefloop.types import PrefloopError, Sampling, to_json
+
+NAMES = ("policy", "sft", "base")
+
+
+def run(config: EvaluateConfig) -> Mapping[str, Any]:
+    """Sample and judge each model; win rates of the policy against the others. An interrupted run goes on with the
+    models that are still to do."""
+    if not config.policy or not config.baselines or len(config.baselines) >= len(NAMES):
+        raise PrefloopError("[evaluate] needs a policy and one or two baselines: the starting policy, the base model.")
+    models = dict(zip(NAMES, map(resolve_checkpoint, (config.policy, *config.baselines)), strict=False))
+    with Run.open(config.out, config, stage="evaluate", parents=models) as run:
+        if run.finished:
+            return run.result
+        use_threads(config.engine)
+        prompts = load_prompts(config.prompts, splits=(config.split,))
+        judge = resolve_reward(config.judge, config.engine)
+        sampling = Sampling(temperature=config.temperature, max_tokens=config.max_tokens)
+        done = run.last_step + 1
+        run.rewind(done - 1)
+        each = len(prompts) * config.samples
+        with progress(each * len(models), "answers", done=each * done) as bar:
+            for step, (name, path) in enumerate(models.items()):
+                if step < done:
+                    continue
+                loaded = load(path, config.engine)
+                groups = sample_groups(
+                    build_sampler(loaded, path),
+                    build_encoder(loaded),
+                    prompts,
+                    samplings=[sampling] * config.samples,
+                    seed=(config.seed, "evaluate", name),
+                    done=lambda: bar.advance(1),
+                )
+                asked = [prompt for prompt in prompts for _ in range(config.samples)]
+                answers = [completion for group in groups for completion in group]
+                scores = judge(asked, answers)
+                for prompt, completion, score in zip(asked, answers, scores, strict=True):
+                    row = {"model": name, "prompt": to_json(prompt), "completion": to_json(completion)}
+                    run.sample(step, row | {"score": score.value, "parts": dict(score.parts)})
+                run.log(step, {"score": sum(s.value for s in scores) / len(scores)})
+        return run.finish(summarize(run.samples()))

@@ -1,0 +1,113 @@
+"""Have answers compared, through the store that people's labels live in."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from prefloop.annotators.simulated import Annotator, judge
+from prefloop.configs.collect import LabelConfig
+from prefloop.data.jsonl import read_jsonl, write_jsonl
+from prefloop.data.pairing import pair_completions
+from prefloop.ops.statistics import krippendorff_alpha
+from prefloop.rewards.rubric import rubric
+from prefloop.run import Run, progress
+from prefloop.store.labels import open_store
+from prefloop.types import Comparison, Completion, Judgment, Preference, PrefloopError, Prompt, Score, from_json
+
+
+def run(config: LabelConfig) -> Mapping[str, Any]:
+    """Pair, judge by every annotator of the panel, and write preferences.jsonl. Simulated people, and named so."""
+    with Run.open(config.out, config, stage="label", parents={"completions": config.completions}) as run:
+        if run.finished:
+            return run.result
+        prompts, answers = read_completions(config.completions)
+        comparisons = pair_completions(answers, list(prompts.values()), pairs=config.pairs, seed=config.seed)
+        scores = {c.id: rubric([c.prompt] * len(c.items), c.items) for c in comparisons}
+        name = str(run.path)
+        with open_store(config.database) as store, progress(len(comparisons) * len(config.panel), "judgments") as bar:
+            store.add_comparisons(name, comparisons)
+            for person in config.panel:
+                annotator = Annotator(**person.model_dump(), seed=config.seed)
+                pending = store.pending(name, person.name)
+                made = [judge(annotator, comparison, scores[comparison.id]) for comparison in pending]
+                store.add_judgments(name, made, simulated=True)
+                bar.advance(len(comparisons), person.name)
+            judgments = store.judgments(name)
+        preferences = to_preferences(comparisons, judgments)
+        write_jsonl(run.path / "preferences.jsonl", preferences)
+        return run.finish(
+            {
+                "comparisons": len(comparisons),
+                "judgments": len(judgments),
+                **agreement(comparisons, judgments),
+                "annotators": _accuracies(comparisons, judgments, scores),
+                "simulated": True,
+            }
+        )
+
+
+def read_completions(source: str) -> tuple[dict[str, Prompt], dict[str, list[Completion]]]:
+    """Prompts by id and their answers, from a collect run folder or a JSONL of {"prompt", "completion"} lines."""
+    path = Path(source)
+    prompts: dict[str, Prompt] = {}
+    answers: dict[str, list[Completion]] = {}
+    file = path / "samples.jsonl" if path.is_dir() else path
+    for line, row in read_jsonl(file):
+        if "prompt" not in row or "completion" not in row:
+            raise PrefloopError(f"{file}:{line}: a line needs the fields 'prompt' and 'completion'.")
+        prompt = from_json(Prompt, row["prompt"], f"{file}:{line} prompt")
+        completion = from_json(Completion, row["completion"], f"{file}:{line} completion")
+        prompts[prompt.id] = prompt
+        answers.setdefault(prompt.id, []).append(completion)
+    return prompts, answers
+
+
+def to_preferences(comparisons: Sequence[Comparison], judgments: Sequence[Judgment]) -> list[Preference]:
+    """One preference a comparison: target = share of its annotators that put item 0 first, a tie counting half."""
+    votes: dict[str, list[float]] = {}
+    for judgment in judgments:
+        votes.setdefault(judgment.comparison_id, []).append(first_wins(judgment))
+    return [
+        Preference(prompt=c.prompt, items=c.items, target=sum(votes[c.id]) / len(votes[c.id]), group=c.prompt.id)
+        for c in comparisons
+        if c.id in votes
+    ]
+
+
+def first_wins(judgment: Judgment) -> float:
+    """How much a judgment of two items prefers item 0: 1, 0.5 or 0, or its probability."""
+    if judgment.ranking is None:
+        return 0.5 if judgment.probability is None else judgment.probability
+    a, b = judgment.ranking[:2]
+    return 0.5 if a == b else float(a < b)
+
+
+def agreement(comparisons: Sequence[Comparison], judgments: Sequence[Judgment]) -> dict[str, float | None]:
+    """Mean share of annotator pairs that agree, and Krippendorff's nominal alpha; null with a single annotator."""
+    names = sorted({j.annotator for j in judgments})
+    votes = {(j.annotator, j.comparison_id): first_wins(j) for j in judgments}
+    same = [
+        votes[a, c.id] == votes[b, c.id]
+        for a, b in itertools.combinations(names, 2)
+        for c in comparisons
+        if (a, c.id) in votes and (b, c.id) in votes
+    ]
+    if not same:
+        return {"agreement": None, "krippendorff_alpha": None}
+    ratings = [[votes.get((name, c.id)) for c in comparisons] for name in names]
+    return {"agreement": sum(same) / len(same), "krippendorff_alpha": krippendorff_alpha(ratings, level="nominal")}
+
+
+def _accuracies(
+    comparisons: Sequence[Comparison], judgments: Sequence[Judgment], scores: Mapping[str, Sequence[Score]]
+) -> dict[str, dict[str, float]]:
+    gold = {c.id: scores[c.id][0].value - scores[c.id][1].value for c in comparisons}
+    found: dict[str, list[bool]] = {}
+    for judgment in judgments:
+        if abs(gold[judgment.comparison_id]) > 1e-9:
+            right = (first_wins(judgment) > 0.5) == (gold[judgment.comparison_id] > 0)
+            found.setdefault(judgment.annotator, []).append(right)
+    return {name: {"accuracy_vs_rubric": sum(hits) / len(hits), "n": len(hits)} for name, hits in found.items()}

@@ -1,0 +1,77 @@
+"""Stages chained through their run folders: each takes from its predecessors' folders what its section leaves empty."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from prefloop.configs.load import stage_config
+from prefloop.configs.pipeline import RecipeConfig
+from prefloop.evals.report import build_report
+from prefloop.run import write_atomic
+from prefloop.stages import collect, evaluate, label, ppo, reward, sft
+
+RUNS: dict[str, Callable[[Any], Mapping[str, Any]]] = {
+    "sft": sft.run,
+    "collect": collect.run,
+    "label": label.run,
+    "reward": reward.run,
+    "ppo": ppo.run,
+    "evaluate": evaluate.run,
+}
+
+
+def run(recipe: RecipeConfig) -> Mapping[str, Any]:
+    """All stages of a recipe, then the negative control if wanted, then the report. Finished stages are kept."""
+    for stage in recipe.stages:
+        _announce(recipe, stage)
+        run_stage(recipe, stage)
+    if recipe.controls:
+        for stage in ("reward", "ppo", "evaluate"):
+            _announce(recipe, f"control/{stage}")
+            run_control(recipe, stage)
+    root = Path("runs") / recipe.name
+    write_atomic(root / "recipe.json", recipe.model_dump_json(indent=2))
+    return build_report(root)
+
+
+def run_stage(recipe: RecipeConfig, stage: str) -> Mapping[str, Any]:
+    """One stage, its empty inputs filled from the run folders of this recipe's other stages."""
+    return RUNS[stage](stage_config(recipe, stage, **inputs(recipe, stage)))
+
+
+def inputs(recipe: RecipeConfig, stage: str) -> dict[str, Any]:
+    """Where a stage finds its predecessors' results: folders under runs/NAME."""
+
+    def of(name: str) -> str:
+        return f"runs/{recipe.name}/{name}"
+
+    start = of("sft") if "sft" in recipe.stages else recipe.model
+    answers = of("collect") if "collect" in recipe.stages else ""
+    found: dict[str, dict[str, Any]] = {
+        "sft": {},
+        "collect": {"models": (start,)},
+        "label": {"completions": of("collect")},
+        "reward": {"model": start, "preferences": of("label")},
+        "ppo": {"policy": start, "reward": of("reward"), "baseline": answers},
+        "evaluate": {"policy": of("ppo"), "baselines": (start, recipe.model) if start != recipe.model else (start,)},
+    }
+    return found[stage]
+
+
+def run_control(recipe: RecipeConfig, stage: str) -> Mapping[str, Any]:
+    """The negative control: the same recipe with a reward model that was trained on shuffled labels."""
+    given = inputs(recipe, stage) | {"out": f"runs/{recipe.name}/control/{stage}"}
+    if stage == "reward":
+        given["shuffle_labels"] = True
+    if stage == "ppo":
+        given["reward"] = f"runs/{recipe.name}/control/reward"
+    if stage == "evaluate":
+        given |= {"policy": f"runs/{recipe.name}/control/ppo", "baselines": given["baselines"][:1]}
+    return RUNS[stage](stage_config(recipe, stage, **inputs(recipe, stage)).model_copy(update=given))
+
+
+def _announce(recipe: RecipeConfig, stage: str) -> None:
+    print(f"== {recipe.name}: {stage}", file=sys.stderr, flush=True)

@@ -1,0 +1,173 @@
+"""A Bradley-Terry reward model (Stiennon et al. 2020; Ouyang et al. 2022), measured on prompts that it never saw."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from prefloop.configs.reward import RewardConfig
+from prefloop.data.sources import load_preferences
+from prefloop.data.trees import Encoder, answer_tree, preference_trees
+from prefloop.engine.build import build_encoder, build_learner, load, resolve_checkpoint, use_threads
+from prefloop.engine.local import LocalLearner
+from prefloop.engine.schedule import derived_seed, rate, take
+from prefloop.evals.reward_model import HeldoutPair, measure
+from prefloop.models.heads import reward_head
+from prefloop.rewards.rubric import rubric
+from prefloop.run import Run, progress
+from prefloop.stages.saving import resume, save_final, save_step
+from prefloop.types import Completion, Preference, PrefloopError, Prompt, to_json
+
+
+def run(config: RewardConfig) -> Mapping[str, Any]:
+    """Fit, fix gain and bias on reference samples, measure; returns the result with the checkpoint's path."""
+    parent = resolve_checkpoint(config.model)
+    parents = {"model": parent, "preferences": config.preferences}
+    with Run.open(config.out, config, stage="reward", parents=parents) as run:
+        if run.finished:
+            return run.result
+        use_threads(config.engine)
+        loaded = load(config.model, config.engine)
+        encoder = build_encoder(loaded)
+        training, heldout = split(load_preferences(config.preferences), config)
+        trees = preference_trees(training, encoder)
+        head = reward_head(loaded.model.config.get_text_config().hidden_size, config.seed)
+        learner = build_learner(
+            loaded,
+            config.engine,
+            config.optim,
+            lora=config.lora,
+            head=head,
+            pooling=config.pooling,
+            seed=config.seed,
+        )
+        total = math.ceil(len(trees) / config.batch) * config.epochs
+        start, _ = resume(run, learner, parent)
+
+        with progress(total, "updates", done=start) as bar:
+            for step in range(start, total):
+                began = time.perf_counter()
+                batch = take(trees, step * config.batch, config.batch, config.seed)
+                metrics = learner.forward_backward(batch, "bradley_terry", {})
+                factor = rate(config.optim, step, total)
+                metrics |= learner.optim_step(config.optim.lr * factor, config.optim.head_lr * factor)
+                run.log(step, metrics | {"time/step": time.perf_counter() - began})
+                if (step + 1) % config.save_every == 0 and step + 1 < total:
+                    save_step(run, learner, step, parent, {})
+                bar.advance(1, f"loss {metrics['loss/train']:.3f}")
+
+        gain, bias = centre(learner, encoder, training, config.reference_samples)
+        figures = _measure(run, learner, encoder, heldout, gain, bias)
+        details = {"pooling": config.pooling, "gain": gain, "bias": bias}
+        checkpoint = save_final(run, learner, total, parent, "reward", details)
+        history = [row.values["accuracy/train"] for row in run.metrics()][-len(trees) // config.batch :]
+        return run.finish(
+            {
+                "checkpoint": checkpoint,
+                **figures,
+                "accuracy_train": sum(history) / len(history),
+                "pairs_train": sum(len(tree.pairs) for tree in trees),
+                "gain": gain,
+                "bias": bias,
+                "labels_shuffled": config.shuffle_labels,
+            }
+        )
+
+
+def split(preferences: Sequence[Preference], config: RewardConfig) -> tuple[list[Preference], list[Preference]]:
+    """Training and held-out preferences, split by prompt: the dev split where there is one, else a seeded share.
+
+    With `shuffle_labels` the training targets are flipped by a coin each, the held-out ones never.
+    """
+    ids = sorted({p.prompt.id for p in preferences})
+    dev = {p.prompt.id for p in preferences if p.prompt.split == "dev"}
+    rng = np.random.Generator(np.random.Philox(derived_seed(config.seed, "heldout")))
+    out = dev or {ids[i] for i in rng.permutation(len(ids))[: max(1, round(config.heldout * len(ids)))]}
+    training = [p for p in preferences if p.prompt.id not in out]
+    heldout = [p for p in preferences if p.prompt.id in out]
+    if not training or not heldout:
+        raise PrefloopError(
+            f"{len(ids)} prompt(s) with comparisons cannot be split into training and held-out ones; collect more."
+        )
+    if config.shuffle_labels:
+        coins = np.random.Generator(np.random.Philox(derived_seed(config.seed, "shuffle"))).random(len(training)) < 0.5
+        training = [_flipped(p) if coin else p for p, coin in zip(training, coins, strict=True)]
+    return training, heldout
+
+
+def _flipped(preference: Preference) -> Preference:
+    if preference.ranking is not None:
+        worst = max(preference.ranking)
+        return dataclasses.replace(preference, ranking=tuple(worst - rank for rank in preference.ranking))
+    target = 1.0 if preference.target is None else preference.target
+    return dataclasses.replace(preference, target=1.0 - target)
+
+
+def centre(
+    learner: LocalLearner, encoder: Encoder, preferences: Sequence[Preference], samples: int
+) -> tuple[float, float]:
+    """Gain and bias that give reference samples mean 0 and std 1 (Ziegler et al. 2019): score = gain * raw + bias.
+
+    The reference samples are answers of the training comparisons that were drawn at temperature 1 (all where none was),
+    as many from each prompt, the prompts evenly spread.
+    """
+    items = [(p.prompt, item) for p in preferences for item in p.items]
+    answers = by_prompt([pair for pair in items if pair[1].sampling.temperature == 1.0] or items)
+    each, stride = max(1, samples // len(answers)), max(1, len(answers) // samples)
+    trees = [answer_tree(prompt, known[:each], encoder) for prompt, known in list(answers.values())[::stride]]
+    scores = [score for reading in learner.forward(trees, {"scores"}) for score in reading.scores.values()]
+    mean, std = float(np.mean(scores)), float(np.std(scores))
+    if not std > 1e-6:
+        raise PrefloopError(
+            f"The reward model gives all {len(scores)} reference answers one score; it learned nothing."
+        )
+    return 1 / std, -mean / std
+
+
+def by_prompt(items: Sequence[tuple[Prompt, Completion]]) -> dict[str, tuple[Prompt, list[Completion]]]:
+    """Each prompt with its answers, every answer once, in order."""
+    answers: dict[str, tuple[Prompt, list[Completion]]] = {}
+    for prompt, item in {item.id: (prompt, item) for prompt, item in items}.values():
+        answers.setdefault(prompt.id, (prompt, []))[1].append(item)
+    return answers
+
+
+def _measure(
+    run: Run, learner: LocalLearner, encoder: Encoder, heldout: Sequence[Preference], gain: float, bias: float
+) -> dict[str, Any]:
+    """Held-out figures; the scored pairs are the lines of samples.jsonl. The ceiling is the rubric's, for simulated
+    annotators and prompts with checks; null otherwise."""
+    pairs = [p for p in heldout if p.ranking is None and p.items[0].text != p.items[1].text]
+    answers = by_prompt([(p.prompt, item) for p in pairs for item in p.items])
+    trees = [answer_tree(prompt, items, encoder) for prompt, items in answers.values()]
+    scores = {
+        item.id: gain * reading.scores[1 + place] + bias
+        for (_, items), reading in zip(answers.values(), learner.forward(trees, {"scores"}), strict=True)
+        for place, item in enumerate(items)
+    }
+    gold_known = all(p.prompt.checks for p in pairs)
+    (run.path / "samples.jsonl").unlink(missing_ok=True)
+    measured = []
+    for preference in pairs:
+        a, b = preference.items
+        gold = [s.value for s in rubric([preference.prompt] * 2, preference.items)] if gold_known else [None, None]
+        pair = HeldoutPair(
+            prompt_id=preference.prompt.id,
+            target=1.0 if preference.target is None else preference.target,
+            score_a=scores[a.id],
+            score_b=scores[b.id],
+            words_a=len(a.text.split()),
+            words_b=len(b.text.split()),
+            gold_a=gold[0],
+            gold_b=gold[1],
+        )
+        measured.append(pair)
+        run.sample(0, dataclasses.asdict(pair))
+    report = to_json(measure(measured, gain=gain))
+    figures = "accuracy accuracy_low accuracy_high ceiling longer_wins shorter_wins ece reliability margin"
+    return {name: report[name] for name in figures.split()} | {"pairs_heldout": report["n"]}

@@ -1,0 +1,174 @@
+"""The label database: tables, connections and schema migrations, on SQLite and PostgreSQL alike."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import (
+    JSON,
+    Boolean,
+    Column,
+    Connection,
+    Engine,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+    create_engine,
+    event,
+    func,
+    select,
+)
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError, StatementError
+
+from prefloop.types import PrefloopError
+
+DEFAULT_URL = "sqlite:///prefloop.db"
+VERSION_TABLE = "prefloop_schema"
+_WAIT_SECONDS = 60
+_WRITER_LOCK = 0x70726566
+_migrating = threading.Lock()
+
+metadata = MetaData()
+
+comparisons = Table(
+    "comparisons",
+    metadata,
+    Column("number", Integer, primary_key=True),
+    Column("run", Text, nullable=False),
+    Column("id", Text, nullable=False),
+    Column("size", Integer, nullable=False),
+    Column("prompt", JSON, nullable=False),
+    Column("items", JSON, nullable=False),
+    UniqueConstraint("run", "id", name="comparisons_key"),
+    sqlite_autoincrement=True,
+)
+
+annotators = Table(
+    "annotators",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("simulated", Boolean, nullable=False),
+)
+
+judgments = Table(
+    "judgments",
+    metadata,
+    Column("number", Integer, primary_key=True),
+    Column("run", Text, nullable=False),
+    Column("comparison_id", Text, nullable=False),
+    Column("annotator", Text, ForeignKey("annotators.name", name="judgments_annotator"), nullable=False),
+    Column("content", JSON, nullable=False),
+    UniqueConstraint("run", "comparison_id", "annotator", name="judgments_key"),
+    ForeignKeyConstraint(["run", "comparison_id"], ["comparisons.run", "comparisons.id"], name="judgments_comparison"),
+    sqlite_autoincrement=True,
+)
+
+
+def _parse(url: str) -> URL:
+    try:
+        parsed = make_url(url or DEFAULT_URL)
+    except ArgumentError as error:
+        raise PrefloopError(
+            f"{url!r} is no database URL; write sqlite:///FILE or postgresql://USER@HOST/NAME."
+        ) from error
+    backend = parsed.drivername.split("+")[0]
+    if backend in ("postgresql", "postgres"):
+        return parsed.set(drivername="postgresql+psycopg")
+    if backend != "sqlite":
+        raise PrefloopError(f"Labels are kept in SQLite or PostgreSQL, not {backend}; give a URL of one of them.")
+    return parsed
+
+
+def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:
+    # None: transactions begin where we say, DDL included, not where the driver guesses.
+    connection.isolation_level = None
+    for setting in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+        connection.execute(f"PRAGMA {setting}")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    writes = connection.get_execution_options().get("prefloop_write")
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def connect(url: str = "") -> Engine:
+    """An engine for the database at `url` (empty: prefloop.db here) whose schema is the newest.
+
+    Raises PrefloopError when the URL is odd, the database cannot be opened or is no database, or its schema is newer
+    than this program."""
+    parsed = _parse(url)
+    sqlite = parsed.get_backend_name() == "sqlite"
+    try:
+        engine = create_engine(
+            parsed,
+            json_serializer=partial(json.dumps, allow_nan=False),
+            pool_pre_ping=True,
+            connect_args={"timeout": _WAIT_SECONDS} if sqlite else {},
+        )
+    except ImportError as error:
+        raise PrefloopError('PostgreSQL needs its driver: pip install "prefloop[postgres]".') from error
+    if sqlite:
+        event.listen(engine, "connect", _prepare_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+    try:
+        with _migrating:
+            _migrate(engine)
+    except BaseException:
+        engine.dispose()
+        raise
+    return engine
+
+
+@contextmanager
+def transaction(engine: Engine, *, write: bool) -> Iterator[Connection]:
+    """One transaction, committed on leaving. Writers take turns, across processes too, on both databases.
+
+    Raises PrefloopError for whatever the database refuses."""
+    try:
+        with engine.connect() as connection:
+            connection = connection.execution_options(prefloop_write=write)
+            with connection.begin():
+                if write and engine.dialect.name == "postgresql":
+                    connection.execute(select(func.pg_advisory_xact_lock(_WRITER_LOCK)))
+                yield connection
+    except (SQLAlchemyError, sqlite3.Error) as error:
+        cause: Any = error.orig if isinstance(error, StatementError) else error
+        reason = str(cause).strip().splitlines()[0]
+        place = engine.url.render_as_string(hide_password=True)
+        raise PrefloopError(f"Label database {place}: {reason}; check its URL, and that it is one.") from error
+
+
+def _migrate(engine: Engine) -> None:
+    settings = Config()
+    settings.set_main_option("script_location", "prefloop.store:migrations")
+    script = ScriptDirectory.from_config(settings)
+    with transaction(engine, write=False) as connection:
+        if _revision(connection, script) == script.get_current_head():
+            return
+    with transaction(engine, write=True) as connection:
+        settings.attributes["connection"] = connection
+        if _revision(connection, script) != script.get_current_head():
+            command.upgrade(settings, "head")
+
+
+def _revision(connection: Connection, script: ScriptDirectory) -> str | None:
+    found = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE}).get_current_revision()
+    if found not in {None, *(revision.revision for revision in script.walk_revisions())}:
+        place = connection.engine.url.render_as_string(hide_password=True)
+        raise PrefloopError(f"Label database {place}: its schema {found} is newer than this program; upgrade prefloop.")
+    return found

@@ -1,0 +1,204 @@
+"""The label store: comparisons that wait, and the judgments of people and simulated people. Nothing is overwritten."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self, TypeVar
+
+from sqlalchemy import Connection, Engine, RowMapping, and_, func, insert, select
+
+from prefloop.store import db
+from prefloop.types import Comparison, Judgment, PrefloopError, from_json, to_json
+
+_CHUNK = 500
+_Item = TypeVar("_Item")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunLabels:
+    """How much the store holds of one run."""
+
+    run: str
+    comparisons: int
+    judgments: int
+
+
+def open_store(url: str = "") -> Store:
+    """The label store at a SQLAlchemy URL (empty: prefloop.db in the current folder), made or migrated if need be.
+
+    Raises PrefloopError when it cannot be opened, is no database, or its schema is newer than this program."""
+    return Store(db.connect(url))
+
+
+class Store:
+    """Labels keyed by (run, comparison, annotator). Every method is one transaction; use it in a `with`."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def add_comparisons(self, run: str, comparisons: Sequence[Comparison]) -> int:
+        """Add what is not there yet, all or nothing; returns how many were new.
+
+        Raises PrefloopError when an id stands for other content, or a comparison has fewer than two items."""
+        added = 0
+        with db.transaction(self._engine, write=True) as connection:
+            for chunk in _chunks(comparisons):
+                known = _known(connection, run, [comparison.id for comparison in chunk])
+                rows: dict[str, dict[str, object]] = {}
+                for comparison in chunk:
+                    row = _row(run, comparison)
+                    before = known[comparison.id] if comparison.id in known else rows.setdefault(comparison.id, row)
+                    if any(before[name] != row[name] for name in ("prompt", "items")):
+                        raise PrefloopError(
+                            f"Comparison {comparison.id} of run {run} is already there with other content; use another"
+                            " run name."
+                        )
+                if rows:
+                    connection.execute(insert(db.comparisons), list(rows.values()))
+                added += len(rows)
+        return added
+
+    def comparisons(self, run: str) -> list[Comparison]:
+        """All comparisons of a run, in the order in which they were added."""
+        table = db.comparisons
+        with db.transaction(self._engine, write=False) as connection:
+            query = select(table).where(table.c.run == run).order_by(table.c.number)
+            found = connection.execute(query).mappings().all()
+        return [_comparison(row) for row in found]
+
+    def pending(self, run: str, annotator: str) -> list[Comparison]:
+        """The comparisons of a run that `annotator` has not judged, in the order in which they were added."""
+        table, done = db.comparisons, db.judgments
+        mine = and_(done.c.run == table.c.run, done.c.comparison_id == table.c.id, done.c.annotator == annotator)
+        query = select(table).where(table.c.run == run, ~select(done.c.number).where(mine).exists())
+        with db.transaction(self._engine, write=False) as connection:
+            found = connection.execute(query.order_by(table.c.number)).mappings().all()
+        return [_comparison(row) for row in found]
+
+    def add_judgments(self, run: str, judgments: Sequence[Judgment], *, simulated: bool) -> int:
+        """Add judgments, all or nothing, on disk when this returns; returns how many were new.
+
+        Of two judgments of one comparison by one annotator the first stays. Raises PrefloopError for an unknown
+        comparison, a judgment that does not fit its items, or an annotator known as the other of real and simulated."""
+        added = 0
+        with db.transaction(self._engine, write=True) as connection:
+            _introduce(connection, {judgment.annotator for judgment in judgments}, simulated)
+            for chunk in _chunks(judgments):
+                ids = [judgment.comparison_id for judgment in chunk]
+                sizes, done = _sizes(connection, run, ids), _done(connection, run, ids)
+                rows = []
+                for judgment in chunk:
+                    _check(judgment, sizes.get(judgment.comparison_id), run)
+                    key = (judgment.comparison_id, judgment.annotator)
+                    if key not in done:
+                        done.add(key)
+                        rows.append(
+                            {
+                                "run": run,
+                                "comparison_id": judgment.comparison_id,
+                                "annotator": judgment.annotator,
+                                "content": to_json(judgment),
+                            }
+                        )
+                if rows:
+                    connection.execute(insert(db.judgments), rows)
+                added += len(rows)
+        return added
+
+    def judgments(self, run: str) -> list[Judgment]:
+        """All judgments of a run, in the order in which they were added."""
+        table = db.judgments
+        query = select(table.c.content).where(table.c.run == run).order_by(table.c.number)
+        with db.transaction(self._engine, write=False) as connection:
+            found = connection.execute(query).scalars().all()
+        return [from_json(Judgment, content, "judgment in the store") for content in found]
+
+    def annotators(self, run: str) -> Mapping[str, bool]:
+        """Who judged in a run, sorted by name: {name: simulated}."""
+        names = select(db.judgments.c.annotator).where(db.judgments.c.run == run)
+        with db.transaction(self._engine, write=False) as connection:
+            found = connection.execute(select(db.annotators).where(db.annotators.c.name.in_(names))).all()
+        return dict(sorted((row.name, row.simulated) for row in found))
+
+    def runs(self) -> list[RunLabels]:
+        """What there is of each run, the oldest run first."""
+        table, done = db.comparisons, db.judgments
+        totals = select(table.c.run, func.count()).group_by(table.c.run).order_by(func.min(table.c.number))
+        with db.transaction(self._engine, write=False) as connection:
+            judged = dict(map(tuple, connection.execute(select(done.c.run, func.count()).group_by(done.c.run)).all()))
+            found = connection.execute(totals).all()
+        return [RunLabels(run=run, comparisons=n, judgments=judged.get(run, 0)) for run, n in found]
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._engine.dispose()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _chunks(items: Sequence[_Item]) -> Iterator[Sequence[_Item]]:
+    """Few enough at a time for the databases' limits on parameters."""
+    for start in range(0, len(items), _CHUNK):
+        yield items[start : start + _CHUNK]
+
+
+def _row(run: str, comparison: Comparison) -> dict[str, object]:
+    size = len(comparison.items)
+    if size < 2:
+        raise PrefloopError(f"Comparison {comparison.id} has {size} items; a comparison needs at least two.")
+    content = {"prompt": to_json(comparison.prompt), "items": to_json(comparison.items)}
+    return {"run": run, "id": comparison.id, "size": size} | content
+
+
+def _comparison(row: RowMapping) -> Comparison:
+    content = {name: row[name] for name in ("id", "prompt", "items")}
+    return from_json(Comparison, content, f"comparison {row['id']} in the store")
+
+
+def _known(connection: Connection, run: str, ids: Sequence[str]) -> dict[str, RowMapping]:
+    table = db.comparisons
+    found = connection.execute(select(table).where(table.c.run == run, table.c.id.in_(ids))).mappings()
+    return {row["id"]: row for row in found}
+
+
+def _sizes(connection: Connection, run: str, ids: Sequence[str]) -> dict[str, int]:
+    table = db.comparisons
+    found = connection.execute(select(table.c.id, table.c.size).where(table.c.run == run, table.c.id.in_(ids)))
+    return {row.id: row.size for row in found}
+
+
+def _done(connection: Connection, run: str, ids: Sequence[str]) -> set[tuple[str, str]]:
+    table = db.judgments
+    query = select(table.c.comparison_id, table.c.annotator).where(table.c.run == run, table.c.comparison_id.in_(ids))
+    return {(row.comparison_id, row.annotator) for row in connection.execute(query)}
+
+
+def _introduce(connection: Connection, names: set[str], simulated: bool) -> None:
+    known = {row.name: row.simulated for row in connection.execute(select(db.annotators))}
+    for name in sorted(names & set(known)):
+        if known[name] != simulated:
+            kinds = ("simulated", "a real person") if known[name] else ("a real person", "simulated")
+            raise PrefloopError(f"Annotator {name!r} is known as {kinds[0]}, not {kinds[1]}; use another name.")
+    new = [{"name": name, "simulated": simulated} for name in sorted(names - set(known))]
+    if new:
+        connection.execute(insert(db.annotators), new)
+
+
+def _check(judgment: Judgment, size: int | None, run: str) -> None:
+    what = f"Judgment of comparison {judgment.comparison_id} by {judgment.annotator!r}"
+    if size is None:
+        raise PrefloopError(f"{what}: run {run} has no such comparison; add it first.")
+    if (judgment.ranking is None) == (judgment.probability is None):
+        raise PrefloopError(f"{what}: give either a ranking or a probability.")
+    if judgment.ranking is not None and (len(judgment.ranking) != size or min(judgment.ranking) < 0):
+        raise PrefloopError(f"{what}: the ranking needs {size} ranks from 0, one for each item.")
+    if judgment.probability is not None and (size != 2 or not 0 <= judgment.probability <= 1):
+        raise PrefloopError(f"{what}: a probability is a number from 0 to 1 about two items.")

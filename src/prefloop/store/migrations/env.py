@@ -1,0 +1,10 @@
+"""Alembic's entry: migrate over the connection, and inside the transaction, that the store hands in."""
+
+from alembic import context
+
+from prefloop.store.db import VERSION_TABLE, metadata
+
+context.configure(
+    connection=context.config.attributes["connection"], target_metadata=metadata, version_table=VERSION_TABLE
+)
+context.run_migrations()

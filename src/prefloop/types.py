@@ -1,0 +1,263 @@
+"""Frozen records that cross stages, processes and disk. Standard library only; no tensors.
+
+Axes, the same letter everywhere: B branch, T token, P prompt, G group, V vocabulary, D width,
+R tokens that a loss reads.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+Author = Literal["prompt", "policy", "tool", "person"]
+FinishReason = Literal["stop", "length"]
+Json = Any
+
+
+class PrefloopError(Exception):
+    """An error that a user can mend: one sentence that says what, where and what to do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """A conversation that waits for an answer. `checks`: what code can verify of one (see rewards/rubric.py)."""
+
+    id: str
+    messages: tuple[Message, ...]
+    slice: str = ""
+    split: str = "train"
+    checks: Mapping[str, Json] = field(default_factory=dict)
+    target: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demonstration:
+    """What a person would have answered to a prompt."""
+
+    id: str
+    prompt: Prompt
+    completion: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Segment:
+    """Tokens of one author; `logprobs` (nats, of the sampler) only where the policy wrote them."""
+
+    author: Author
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How tokens are drawn. Only temperature shapes the distribution: importance ratios stay exact."""
+
+    temperature: float = 1.0
+    max_tokens: int = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """An answer as tokens, never re-rendered. The stop token, if one was drawn, is its last token."""
+
+    id: str
+    prompt_id: str
+    segments: tuple[Segment, ...]
+    text: str
+    finish_reason: FinishReason
+    sampling: Sampling
+    seed: int
+    checkpoint: str = ""
+    version: int = 0
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        return tuple(token for segment in self.segments for token in segment.tokens)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clip:
+    """A recorded behaviour of a control task: a media file that people compare."""
+
+    media: str
+    path: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """Two or more answers to one prompt that wait for a judgment."""
+
+    id: str
+    prompt: Prompt
+    items: tuple[Completion, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judgment:
+    """One annotator's view of a comparison, in the order of its items (not in the order shown).
+
+    `ranking[i]` is the rank of item i, 0 best, equal numbers tie; or `probability` that item 0 of two is better.
+    """
+
+    comparison_id: str
+    annotator: str
+    ranking: tuple[int, ...] | None = None
+    probability: float | None = None
+    strength: int | None = None
+    axes: Mapping[str, Json] = field(default_factory=dict)
+    rationale: str = ""
+    shown_order: tuple[int, ...] = ()
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preference:
+    """What a reward model or DPO learns from: `target` = probability that items[0] is better than items[1],
+    or a `ranking` of all items. `group` ties preferences over one prompt to one tree."""
+
+    prompt: Prompt
+    items: tuple[Completion, ...]
+    ranking: tuple[int, ...] | None = None
+    target: float | None = None
+    weight: float = 1.0
+    margin: float = 0.0
+    group: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    value: float
+    parts: Mapping[str, float] = field(default_factory=dict)
+    by: str = ""
+    explanation: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """A run of tokens by one author. `fields`: per-token numbers that losses read, each as long as `tokens`.
+
+    A token is read (scored, trained) where `weight` is not 0; without `weight` none is."""
+
+    parent: int
+    tokens: tuple[int, ...]
+    author: Author
+    fields: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """Node `a` preferred over node `b` with probability `target` (both are leaves of one tree)."""
+
+    a: int
+    b: int
+    target: float = 1.0
+    weight: float = 1.0
+    margin: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tree:
+    """Token segments that share prefixes; parents stand before children, node 0 is the root (parent -1)."""
+
+    id: str
+    nodes: tuple[Node, ...]
+    pairs: tuple[Pair, ...] = ()
+    trajectory_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """What a training stage leaves behind. `parent`: the checkpoint it started from; `labels`: hash of its data."""
+
+    path: str
+    kind: Literal["policy", "reward"]
+    step: int
+    parent: str
+    config_hash: str
+    details: Mapping[str, Json] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricRow:
+    step: int
+    values: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalReport:
+    task: str
+    scores: Mapping[str, Json]
+
+
+Record = TypeVar("Record")
+
+
+def to_json(record: object) -> Json:
+    """A record as plain JSON values; empty optional fields stay, so that a reader sees the whole shape."""
+    if dataclasses.is_dataclass(record) and not isinstance(record, type):
+        return {f.name: to_json(getattr(record, f.name)) for f in dataclasses.fields(record)}
+    if isinstance(record, Mapping):
+        return {str(key): to_json(value) for key, value in record.items()}
+    if isinstance(record, Sequence) and not isinstance(record, str):
+        return [to_json(value) for value in record]
+    return record
+
+
+def from_json(kind: type[Record], value: Json, where: str = "record") -> Record:
+    """The inverse of `to_json`. Raises PrefloopError naming `where` and the field that is missing, unknown or odd."""
+    made: Record = _read(kind, value, where)
+    return made
+
+
+def _read(kind: Any, value: Json, where: str) -> Any:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any:
+        return value
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in arguments:
+            return None
+        return _read(next(a for a in arguments if a is not type(None)), value, where)
+    if origin is Literal:
+        if value not in arguments:
+            raise PrefloopError(f"{where}: {value!r} is not one of {', '.join(map(repr, arguments))}.")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise PrefloopError(f"{where}: a list is needed, not {type(value).__name__}.")
+        return tuple(_read(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if origin is Mapping:
+        if not isinstance(value, Mapping):
+            raise PrefloopError(f"{where}: an object is needed, not {type(value).__name__}.")
+        return {str(k): _read(arguments[1], v, f"{where}.{k}") for k, v in value.items()}
+    if dataclasses.is_dataclass(kind):
+        return _read_dataclass(kind, value, where)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise PrefloopError(f"{where}: {kind.__name__} is needed, not {type(value).__name__}.")
+    return value
+
+
+def _read_dataclass(kind: Any, value: Json, where: str) -> Any:
+    if not isinstance(value, Mapping):
+        raise PrefloopError(f"{where}: an object with the fields of {kind.__name__} is needed, not {value!r:.40}.")
+    hints = typing.get_type_hints(kind)
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    for name in value:
+        if name not in fields:
+            raise PrefloopError(f"{where}: unknown field {name!r}; {kind.__name__} has {', '.join(fields)}.")
+    for name, f in fields.items():
+        required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        if required and name not in value:
+            raise PrefloopError(f"{where}: field {name!r} of {kind.__name__} is missing.")
+    return kind(**{name: _read(hints[name], value[name], f"{where}.{name}") for name in fields if name in value})

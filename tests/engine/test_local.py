@@ -1,0 +1,299 @@
+"""The reference engine against plain torch: updates are AdamW's, nothing small is lost, runs resume exactly."""
+
+from __future__ import annotations
+
+import copy
+import random
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from prefloop.configs.shared import EngineConfig, LoraConfig, OptimConfig
+from prefloop.data.forest import build_forest, pack
+from prefloop.engine.build import build_learner
+from prefloop.engine.local import LocalLearner, LocalScorer
+from prefloop.models.checkpoint import load_training
+from prefloop.models.heads import reward_head, value_head
+from prefloop.models.load import LoadedModel, load_model
+from prefloop.models.tiny import tiny_model, tiny_tokenizer
+from prefloop.types import Checkpoint, Node, Pair, PrefloopError, Tree
+
+TOKENIZER = tiny_tokenizer()
+ENGINE = EngineConfig(dtype="fp32", threads=1, token_budget=60)
+OPTIM = OptimConfig(lr=1e-3, weight_decay=0.01, eps=1e-4)
+RECORD = Checkpoint(path="", kind="policy", step=0, parent="tiny", config_hash="")
+
+
+def loaded(dtype: torch.dtype = torch.float32, seed: int = 0, width: int = 16) -> LoadedModel:
+    model: Any = tiny_model(seed, width=width)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return LoadedModel(model, TOKENIZER, "tiny", "")
+
+
+def make_trees(seed: int = 0, count: int = 6) -> list[Tree]:
+    """Prompts with two answers each; of the second's tokens only some are read."""
+    chance = random.Random(seed)
+    trees = []
+    for index in range(count):
+        prompt, a, b = ([chance.randrange(259) for _ in range(chance.randint(2, 12))] for _ in range(3))
+        weights = tuple(chance.choice((0.0, 1.0)) for _ in b[1:])
+        nodes = (
+            Node(parent=-1, tokens=tuple(prompt), author="prompt"),
+            Node(parent=0, tokens=tuple(a), author="policy", fields={"weight": (1.0,) * len(a)}),
+            Node(parent=0, tokens=tuple(b), author="policy", fields={"weight": (1.0, *weights)}),
+        )
+        trees.append(Tree(id=str(index), nodes=nodes))
+    return trees
+
+
+def plain_logits(model: Any, tree: Tree, node: int) -> tuple[Tensor, Tensor]:
+    """Logits [L, V] that predict the node's tokens [L], by transformers' eager attention."""
+    root = tree.nodes[0].tokens
+    tokens = torch.tensor([*root, *tree.nodes[node].tokens])
+    out = model(input_ids=tokens[None], use_cache=False).logits[0]
+    return out[len(root) - 1 : -1], tokens[len(root) :]
+
+
+def eager_copy(model: Any) -> Any:
+    other = copy.deepcopy(model)
+    other.set_attn_implementation("eager")
+    return other
+
+
+def plain_loss(model: Any, trees: list[Tree]) -> Tensor:
+    total, count = torch.zeros(()), 0.0
+    for tree in trees:
+        for node in (1, 2):
+            logits, tokens = plain_logits(model, tree, node)
+            weight = torch.tensor(tree.nodes[node].fields["weight"])
+            total = total + (torch.nn.functional.cross_entropy(logits, tokens, reduction="none") * weight).sum()
+            count += float(weight.sum())
+    return total / count
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_sft_lowers_the_loss(dtype: torch.dtype) -> None:
+    learner = build_learner(loaded(dtype), ENGINE, OPTIM)
+    history = []
+    for _ in range(12):
+        history.append(learner.forward_backward(make_trees(), "sft", {})["loss/train"])
+        learner.optim_step(1e-2, 1e-2)
+    assert history[-1] < 0.6 * history[0]
+    assert learner.version == learner.publish().version == 12
+
+
+def test_updates_are_those_of_adamw_on_the_plain_model() -> None:
+    trees, source = make_trees(), loaded()
+    plain = eager_copy(source.model)
+    before = [parameter.detach().clone() for parameter in plain.parameters()]
+    optimizer = torch.optim.AdamW(plain.parameters(), lr=3e-3, betas=OPTIM.betas, eps=OPTIM.eps, weight_decay=0.01)
+    learner = build_learner(source, ENGINE, OPTIM)
+    assert len(pack(trees, ENGINE.token_budget)) > 1
+    for _ in range(3):
+        metrics = learner.forward_backward(trees, "sft", {})
+        loss = plain_loss(plain, trees)
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = torch.nn.utils.clip_grad_norm_(plain.parameters(), OPTIM.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        metrics |= learner.optim_step(3e-3, 1e-2)
+        assert metrics["loss/train"] == pytest.approx(float(loss.detach()), rel=1e-4)
+        assert metrics["optim/grad_norm"] == pytest.approx(float(norm), rel=1e-3)
+        assert norm > OPTIM.max_grad_norm
+    for found, wanted, start in zip(source.model.parameters(), plain.parameters(), before, strict=True):
+        assert (found - wanted).norm() < 1e-3 * (wanted - start).norm()
+
+
+def test_many_small_gradients_add_up_in_fp32() -> None:
+    """In bf16 a sum of equal numbers stops growing at 256 of them, and is coarse long before."""
+    (tree,) = make_trees(count=1)
+    one = LocalLearner(loaded(torch.bfloat16), optim=OPTIM, token_budget=40)
+    one.forward_backward([tree], "sft", {})
+    many = LocalLearner(loaded(torch.bfloat16), optim=OPTIM, token_budget=40)
+    for _ in range(60):
+        many.forward_backward([tree], "sft", {})
+    assert all(weight.grad is None for weight in many.weights)
+    for few, sum_ in zip(one.masters, many.masters, strict=True):
+        assert few.grad is not None and sum_.grad is not None and sum_.grad.dtype == torch.float32
+        torch.testing.assert_close(sum_.grad, 60 * few.grad, rtol=1e-4, atol=1e-7)
+
+
+def test_many_tiny_updates_are_not_lost_in_bf16() -> None:
+    source = loaded(torch.bfloat16)
+    learner = LocalLearner(source, optim=OptimConfig(lr=1e-5), token_budget=40)
+    first = [weight.detach().float().clone() for weight in learner.weights]
+    for _ in range(200):
+        for master in learner.masters:
+            master.grad = torch.ones_like(master)
+        learner.optim_step(1e-5, 1e-5)
+    for weight, master, start in zip(learner.weights, learner.masters, first, strict=True):
+        torch.testing.assert_close(master, start - 200 * 1e-5, rtol=0, atol=5e-6)
+        assert torch.equal(weight, master.bfloat16())
+    assert all((w.float() != s).float().mean() > 0.5 for w, s in zip(learner.weights, first, strict=True) if w.ndim > 1)
+
+
+def test_the_reference_of_an_adapter_is_its_base_exactly() -> None:
+    trees = make_trees()
+    base = LocalScorer(loaded(), token_budget=60).forward(trees, {"logprobs"})
+    learner = build_learner(loaded(), ENGINE, OPTIM, lora=LoraConfig(rank=4, alpha=8))
+    start = learner.forward(trees, {"logprobs", "exact_kl"}, reference="adapter-off")
+    assert all(not divergence.any() for reading in start for divergence in reading.exact_kl.values())
+    for _ in range(3):
+        learner.forward_backward(trees, "sft", {})
+        learner.optim_step(1e-2, 1e-2)
+    after = learner.forward(trees, {"logprobs", "exact_kl"}, reference="adapter-off")
+    for reading, plain in zip(after, base, strict=True):
+        for node in (1, 2):
+            assert np.array_equal(reading.reference_logprobs[node], plain.logprobs[node])
+            assert np.abs(reading.logprobs[node] - plain.logprobs[node]).max() > 1e-3
+            assert reading.exact_kl[node].sum() > 1e-4
+
+
+def test_only_adapters_and_head_are_trained_with_lora() -> None:
+    source = loaded()
+    before = {name: p.detach().clone() for name, p in source.model.named_parameters()}
+    learner = build_learner(source, ENGINE, OPTIM, lora=LoraConfig(rank=4), head=reward_head(16, 0))
+    learner.forward_backward(make_trees(), "sft", {})
+    learner.optim_step(1e-2, 1e-2)
+    assert len(learner.weights) == 2 * 7 * 2
+    for name, parameter in source.model.named_parameters():
+        if ".lora_" not in name:
+            assert torch.equal(parameter, before[name.replace(".base_layer.", ".")])
+
+
+@pytest.mark.parametrize("kind", ["fp32", "bf16", "lora"])
+def test_a_saved_learner_resumes_bit_for_bit(kind: Literal["fp32", "bf16", "lora"], tmp_path: Path) -> None:
+    dtype = torch.bfloat16 if kind == "bf16" else torch.float32
+
+    def make(seed: int) -> LocalLearner:
+        lora = LoraConfig(rank=2) if kind == "lora" else None
+        source = loaded(dtype, seed=0 if lora else seed)
+        return build_learner(source, ENGINE, OPTIM, lora=lora, head=reward_head(16, seed), seed=seed)
+
+    def go_on(learner: LocalLearner, first: int) -> None:
+        for step in range(first, first + 2):
+            learner.forward_backward(make_trees(step), "sft", {})
+            learner.forward_backward(scored(make_trees(step)), "bradley_terry", {})
+            learner.optim_step(1e-2, 1e-2)
+
+    whole = make(0)
+    go_on(whole, 0)
+    whole.save(tmp_path / "step-000001", RECORD, {"kl_coef": 0.1}, resumable=True)
+    go_on(whole, 2)
+    again = make(1)
+    assert again.load(tmp_path / "step-000001") == {"kl_coef": 0.1, "version": 2}
+    assert again.version == 2
+    go_on(again, 2)
+    one, other = whole._training(), again._training()
+    assert one.keys() == other.keys() and len(one) == 4 * (len(whole.masters) + 2)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert all(torch.equal(a, b) for a, b in zip(whole.weights, again.weights, strict=True))
+    assert not torch.equal(one["weight.0"], load_training(tmp_path / "step-000001")["weight.0"])
+
+
+def scored(trees: list[Tree]) -> list[Tree]:
+    return [Tree(id=t.id, nodes=t.nodes, pairs=(Pair(a=1, b=2),)) for t in trees]
+
+
+def test_a_final_checkpoint_is_the_model_that_was_trained(tmp_path: Path) -> None:
+    learner = build_learner(loaded(), ENGINE, OPTIM, lora=LoraConfig(rank=2))
+    learner.forward_backward(make_trees(), "sft", {})
+    learner.optim_step(3e-2, 1e-2)
+    learner.save(tmp_path / "checkpoint", RECORD, {}, resumable=False)
+    again = LocalScorer(load_model(str(tmp_path / "checkpoint"), dtype=torch.float32), token_budget=99)
+    for one, other in zip(*(s.forward(make_trees(), {"logprobs"}) for s in (learner, again)), strict=True):
+        np.testing.assert_allclose(one.logprobs[1], other.logprobs[1], atol=1e-4)
+    assert not load_training(tmp_path / "checkpoint")
+
+
+def test_numbers_that_are_not_finite_stop_the_run() -> None:
+    learner = build_learner(loaded(), ENGINE, OPTIM)
+    learner.masters[0].grad = torch.full_like(learner.masters[0], float("inf"))
+    with pytest.raises(PrefloopError, match="gradient norm is"):
+        learner.optim_step(1e-3, 1e-3)
+    with torch.no_grad():
+        learner.weights[-1].fill_(float("nan"))
+    with pytest.raises(PrefloopError, match=r"The sft loss is nan on .*; lower the learning rate"):
+        learner.forward_backward(make_trees(), "sft", {})
+
+
+def test_readings_find_their_nodes() -> None:
+    """Packing reorders trees by size; every number must come back to its own tree, node and token."""
+    trees, source = make_trees(count=8), loaded()
+    plain = eager_copy(source.model)
+    scorer = LocalScorer(source, token_budget=60)
+    assert [i for members in pack(trees, 60) for i in members] != list(range(8))
+    readings = scorer.forward(trees, {"logprobs", "entropy"})
+    for tree, reading in zip(trees, readings, strict=True):
+        assert set(reading.logprobs) == {1, 2} and not reading.values and not reading.exact_kl
+        for node in (1, 2):
+            logits, tokens = plain_logits(plain, tree, node)
+            logp = torch.log_softmax(logits.detach(), -1)
+            live = np.asarray(tree.nodes[node].fields["weight"])
+            chosen = logp.gather(1, tokens[:, None])[:, 0].numpy()
+            np.testing.assert_allclose(reading.logprobs[node], chosen * live, atol=1e-4)
+            np.testing.assert_allclose(reading.entropy[node], -(logp.exp() * logp).sum(-1).numpy() * live, atol=1e-4)
+    assert scorer.forward([], {"logprobs"}) == []
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+def test_scores_and_values_are_the_heads_of_the_right_states(pooling: Literal["last", "mean"]) -> None:
+    trees, head = make_trees(count=5), reward_head(16, 0)
+    scorer = LocalScorer(loaded(), token_budget=60, head=head, pooling=pooling)
+    readings = scorer.forward(trees, {"scores", "values"})
+    for tree, reading in zip(trees, readings, strict=True):
+        assert set(reading.scores) == {1, 2}
+        for node in (1, 2):
+            alone = Tree(id="alone", nodes=(tree.nodes[0], tree.nodes[node]))
+            with torch.no_grad():
+                states = scorer.hidden(build_forest([alone]))
+            live = torch.tensor(tree.nodes[node].fields["weight"]) != 0
+            root = len(tree.nodes[0].tokens)
+            pooled = states[-1] if pooling == "last" else states[root:][live].mean(0)
+            expected = float(pooled @ head.weight.detach() + head.bias.detach())
+            assert reading.scores[node] == pytest.approx(expected, abs=1e-4)
+            before = states[root - 1 : -1] @ head.weight.detach() + head.bias.detach()
+            np.testing.assert_allclose(reading.values[node], (before * live).numpy(), atol=1e-4)
+
+
+def test_a_value_head_starts_at_zero_and_a_model_without_head_says_so() -> None:
+    scorer = LocalScorer(loaded(), token_budget=60, head=value_head(16))
+    assert not any(v.any() for r in scorer.forward(make_trees(), {"values"}) for v in r.values.values())
+    with pytest.raises(PrefloopError, match="tiny has no scalar head"):
+        LocalScorer(loaded(), token_budget=60).forward(make_trees(), {"scores"})
+
+
+def test_exact_kl_is_zero_against_itself_and_else_the_sum_over_the_vocabulary() -> None:
+    trees, one, two = make_trees(), loaded(seed=1), loaded(seed=2)
+    policy, reference = (LocalScorer(source, token_budget=60) for source in (one, two))
+    same = policy.forward(trees, {"exact_kl", "logprobs"}, reference=LocalScorer(loaded(seed=1), token_budget=60))
+    for reading in same:
+        assert all(np.abs(column).max() < 1e-6 for column in reading.exact_kl.values())
+        assert all(np.array_equal(reading.logprobs[n], reading.reference_logprobs[n]) for n in (1, 2))
+    apart = policy.forward(trees, {"exact_kl"}, reference=reference, temperature=0.7)
+    plain = [eager_copy(source.model) for source in (one, two)]
+    for tree, reading in zip(trees, apart, strict=True):
+        logp, logq = (torch.log_softmax(plain_logits(m, tree, 1)[0].detach() / 0.7, -1) for m in plain)
+        expected = (logp.exp() * (logp - logq)).sum(-1).numpy()
+        assert (expected > 0.01).all()
+        np.testing.assert_allclose(reading.exact_kl[1], expected, rtol=1e-3)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
+def test_temperature_divides_the_logits(temperature: float) -> None:
+    trees, source = make_trees(), loaded()
+    plain = eager_copy(source.model)
+    readings = LocalScorer(source, token_budget=60).forward(trees, {"logprobs"}, temperature=temperature)
+    for tree, reading in zip(trees, readings, strict=True):
+        logits, tokens = plain_logits(plain, tree, 1)
+        expected = torch.log_softmax(logits.detach() / temperature, -1).gather(1, tokens[:, None])[:, 0]
+        np.testing.assert_allclose(reading.logprobs[1], expected.numpy(), atol=1e-4)
+    learner = build_learner(loaded(), ENGINE, OPTIM)
+    loss = learner.forward_backward(trees, "sft", {"temperature": temperature})["loss/train"]
+    count = sum(sum(t.nodes[n].fields["weight"]) for t in trees for n in (1, 2))
+    assert loss == pytest.approx(-sum(float(r.logprobs[n].sum()) for r in readings for n in (1, 2)) / count, rel=1e-4)

@@ -1,0 +1,141 @@
+"""Losses by name: what each reads of a forest, by hand-computed numbers."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from prefloop.configs.shared import EngineConfig, OptimConfig
+from prefloop.data.forest import Totals, build_forest
+from prefloop.data.trees import with_fields
+from prefloop.engine.build import build_learner
+from prefloop.engine.objectives import Outputs, bradley_terry, ppo, resolve_loss, sft
+from prefloop.models.heads import value_head
+from prefloop.models.load import LoadedModel
+from prefloop.models.tiny import tiny_model, tiny_tokenizer
+from prefloop.types import Node, Pair, PrefloopError, Tree
+
+
+def answer(*tokens: int, **fields: tuple[float, ...]) -> Node:
+    return Node(parent=0, tokens=tokens, author="policy", fields={"weight": (1.0,) * len(tokens), **fields})
+
+
+def tree(*answers: Node, pairs: tuple[Pair, ...] = ()) -> Tree:
+    return Tree(id="t", nodes=(Node(parent=-1, tokens=(1, 2, 3), author="prompt"), *answers), pairs=pairs)
+
+
+def test_losses_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, reads in (("sft", {"logprobs"}), ("bradley_terry", {"scores"}), ("ppo", {"logprobs", "values"})):
+        assert resolve_loss(name)[1] == reads
+    (tmp_path / "own_losses.py").write_text(
+        "from prefloop.engine.objectives import LossOut\n"
+        "def entropy(out, forest, totals, *, coef):\n"
+        "    loss = -coef * out.need('entropy').sum() / totals.tokens\n"
+        "    return LossOut(loss, {'entropy': -loss.detach() / coef})\n"
+        "entropy.reads = {'entropy'}\n"
+        "def plain(out, forest, totals): ...\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert resolve_loss("own_losses:plain")[1] == {"logprobs"}
+    assert resolve_loss("own_losses:entropy")[1] == {"entropy"}
+    source = LoadedModel(tiny_model(), tiny_tokenizer(), "tiny", "")
+    learner = build_learner(source, EngineConfig(dtype="fp32"), OptimConfig(lr=1.0))
+    history = []
+    for _ in range(5):
+        history.append(learner.forward_backward([tree(answer(4, 5))], "own_losses:entropy", {"coef": 1.0})["entropy"])
+        learner.optim_step(1e-3, 0.0)
+    assert 0 < history[0] < history[-1] <= math.log(259)
+
+
+@pytest.mark.parametrize("name", ["dpo", "", "nowhere_at_all:loss", "prefloop.ops.losses:nothing", "./x:y"])
+def test_an_unknown_loss_is_a_plain_error(name: str) -> None:
+    with pytest.raises(PrefloopError, match=r"Unknown loss .*take one of sft, bradley_terry, ppo or 'module:function'"):
+        resolve_loss(name)
+
+
+def test_a_loss_that_was_not_given_what_it_needs() -> None:
+    made = tree(answer(4, 5))
+    with pytest.raises(PrefloopError, match="needs logprobs"):
+        sft(Outputs(), build_forest([made]), Totals.of([made]))
+
+
+def test_sft_is_the_weighted_mean() -> None:
+    trees = [tree(answer(4, 5, weight=(1.0, 0.5))), tree(answer(6))]
+    forest, totals = build_forest(trees[:1]), Totals.of(trees)
+    assert float(sft(Outputs(logprobs=torch.tensor([-1.0, -3.0])), forest, totals).loss) == pytest.approx(2.5 / 2.5)
+
+
+def test_bradley_terry_and_its_accuracy() -> None:
+    pairs = (Pair(a=1, b=2), Pair(a=2, b=3, target=0.25), Pair(a=3, b=1, target=0.5), Pair(a=1, b=3, weight=2.0))
+    made = tree(answer(4), answer(5), answer(6), pairs=pairs)
+    out = bradley_terry(Outputs(scores=torch.tensor([2.0, 1.0, -1.0])), build_forest([made]), Totals.of([made]))
+    leads, targets, weights = (1.0, 2.0, -3.0, 3.0), (1.0, 0.25, 0.5, 1.0), (1, 1, 1, 2)
+    expected = sum(
+        w * (t * math.log1p(math.exp(-d)) + (1 - t) * math.log1p(math.exp(d)))
+        for d, t, w in zip(leads, targets, weights, strict=True)
+    )
+    assert float(out.loss) == pytest.approx(expected / 5, rel=1e-6)
+    assert float(out.metrics["accuracy/train"]) == pytest.approx((1 + 0 + 0.5 + 2) / 5)
+    equal = bradley_terry(Outputs(scores=torch.zeros(3)), build_forest([made]), Totals.of([made]))
+    assert float(equal.loss) == pytest.approx(math.log(2), rel=1e-6)
+
+
+def test_ppo_by_hand() -> None:
+    made = tree(
+        answer(
+            4,
+            5,
+            old_logprobs=(-1.0, -2.0),
+            advantages=(1.0, -2.0),
+            old_values=(0.0, 0.5),
+            returns=(1.0, 0.0),
+        )
+    )
+    out = Outputs(logprobs=torch.tensor([-0.5, -2.0]), values=torch.tensor([0.5, 0.5]))
+    found = ppo(out, build_forest([made]), Totals.of([made]), clip=0.2, value_clip=0.2, value_coef=0.1)
+    policy = (-1.2 + 2.0) / 2
+    value = (0.5 * 0.8**2 + 0.5 * 0.5**2) / 2
+    assert float(found.loss) == pytest.approx(policy + 0.1 * value, rel=1e-6)
+    expected = {
+        "policy/loss": policy,
+        "policy/clip_fraction": 0.5,
+        "policy/approx_kl": 0.5 * 0.25 / 2,
+        "policy/ratio_max": math.exp(0.5),
+        "value/loss": value,
+        "value/clip_fraction": 0.5,
+    }
+    assert {name: float(x) for name, x in found.metrics.items()} == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_first_ppo_update_has_ratio_one_however_it_is_split() -> None:
+    trees = [tree(answer(*range(4, 5 + n)), answer(9, 8, 7)) for n in range(1, 7)]
+    source = LoadedModel(tiny_model(), tiny_tokenizer(), "tiny", "")
+    learner = build_learner(
+        source, EngineConfig(dtype="fp32", token_budget=30), OptimConfig(lr=1.0), head=value_head(64)
+    )
+    readings = learner.forward(trees, {"logprobs", "values"}, temperature=0.7)
+    ready = []
+    for made, reading in zip(trees, readings, strict=True):
+        zeros = {node: [0.0] * len(reading.logprobs[node]) for node in (1, 2)}
+        fields = {
+            node: {
+                "old_logprobs": reading.logprobs[node].tolist(),
+                "old_values": reading.values[node].tolist(),
+                "advantages": [float(node)] * len(zeros[node]),
+                "returns": zeros[node],
+            }
+            for node in (1, 2)
+        }
+        ready.append(with_fields(made, fields))
+    params = {"clip": 0.2, "value_clip": 0.2, "value_coef": 0.1, "temperature": 0.7}
+    metrics = learner.forward_backward(ready, "ppo", params)
+    tokens = [sum(len(t.nodes[n].tokens) for t in trees) for n in (1, 2)]
+    assert metrics["policy/ratio_max"] == pytest.approx(1, abs=1e-6)
+    assert metrics["policy/clip_fraction"] == metrics["value/loss"] == 0
+    assert metrics["policy/approx_kl"] == pytest.approx(0, abs=1e-9)
+    assert metrics["policy/loss"] == pytest.approx(-(tokens[0] + 2 * tokens[1]) / sum(tokens), rel=1e-5)
+    learner.optim_step(1e-3, 1e-3)
+    assert abs(learner.forward_backward(ready, "ppo", params)["policy/ratio_max"] - 1) > 1e-3

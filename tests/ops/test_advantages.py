@@ -1,0 +1,54 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prefloop.ops.advantages import discounted_returns, gae
+
+rows = st.lists(st.tuples(st.floats(-5, 5), st.floats(-5, 5)), min_size=1, max_size=12)
+fraction = st.floats(0, 1)
+
+
+def test_discounted_returns_by_hand() -> None:
+    assert discounted_returns(torch.tensor([1.0, 0.0, 4.0]), gamma=0.5).tolist() == [2.0, 2.0, 4.0]
+
+
+def test_gae_by_hand() -> None:
+    rewards, values = torch.tensor([0.0, 1.0]), torch.tensor([0.5, 0.25], requires_grad=True)
+    advantages, returns = gae(rewards, values, gamma=0.5, lam=0.5)
+    # delta_1 = 1 - 0.25, delta_0 = 0 + 0.5 * 0.25 - 0.5
+    assert advantages.tolist() == [-0.375 + 0.25 * 0.75, 0.75]
+    assert returns.tolist() == [0.3125, 1.0]
+    assert not returns.requires_grad
+
+
+@given(rows, fraction, fraction)
+def test_gae_equals_the_double_sum(pairs: list[tuple[float, float]], gamma: float, lam: float) -> None:
+    rewards, values = torch.tensor(pairs, dtype=torch.float64).T
+    length, following = len(pairs), [*values.tolist()[1:], 0.0]
+    delta = [rewards[t].item() + gamma * following[t] - values[t].item() for t in range(length)]
+    brute = [sum((gamma * lam) ** (s - t) * delta[s] for s in range(t, length)) for t in range(length)]
+    advantages, returns = gae(rewards, values, gamma=gamma, lam=lam)
+    assert advantages.tolist() == pytest.approx(brute, abs=1e-9)
+    assert returns.tolist() == pytest.approx((advantages + values).tolist())
+
+
+@given(rows, fraction)
+def test_lambda_1_is_monte_carlo_and_lambda_0_is_one_step(pairs: list[tuple[float, float]], gamma: float) -> None:
+    rewards, values = torch.tensor(pairs, dtype=torch.float64).T
+    _, returns = gae(rewards, values, gamma=gamma, lam=1.0)
+    torch.testing.assert_close(returns, discounted_returns(rewards, gamma=gamma))
+    advantages, _ = gae(rewards, values, gamma=gamma, lam=0.0)
+    following = torch.cat([values[1:], torch.zeros(1, dtype=torch.float64)])
+    torch.testing.assert_close(advantages, rewards + gamma * following - values)
+
+
+def test_float32_does_not_drift_over_a_long_response() -> None:
+    rewards = torch.full((4096,), 0.1)
+    returns = discounted_returns(rewards, gamma=1.0)
+    assert returns[0].item() == pytest.approx(4096 * rewards[0].item(), rel=1e-7)
+
+
+def test_an_empty_response_has_no_advantages() -> None:
+    advantages, returns = gae(torch.zeros(0), torch.zeros(0), gamma=1.0, lam=0.95)
+    assert advantages.shape == returns.shape == (0,)

@@ -1,0 +1,218 @@
+import math
+from random import Random
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from prefloop.ops.statistics import (
+    cluster_bootstrap,
+    cohen_kappa,
+    expected_calibration_error,
+    fleiss_kappa,
+    krippendorff_alpha,
+    length_controlled_win_rate,
+    wilson,
+    win_rate,
+)
+
+outcome = st.sampled_from([0.0, 0.5, 1.0])
+
+
+def test_win_rate_counts_ties_as_half() -> None:
+    assert win_rate([[1, 0.5], [0], [1, 1]]) == pytest.approx(3.5 / 5)
+    with pytest.raises(ValueError, match="no outcomes"):
+        win_rate([[], []])
+    with pytest.raises(ValueError, match=r"1 \(win\)"):
+        win_rate([[0.7]])
+
+
+@given(st.lists(st.lists(outcome, max_size=4), min_size=1))
+def test_win_rates_of_the_two_sides_add_up_to_1(outcomes: list[list[float]]) -> None:
+    assume(any(outcomes))
+    assert win_rate(outcomes) + win_rate([[1 - o for o in prompt] for prompt in outcomes]) == pytest.approx(1)
+
+
+def test_bootstrap_resamples_clusters_not_values() -> None:
+    rng = np.random.default_rng(0)
+    per_prompt = rng.integers(0, 2, size=100)
+    low, high = cluster_bootstrap([[value] * 10 for value in per_prompt])
+    one_low, one_high = cluster_bootstrap([[value] for value in per_prompt])
+    assert (low, high) == (one_low, one_high)
+    assert high - low == pytest.approx(2 * 1.96 * 0.5 / 10, rel=0.1)
+
+
+def test_bootstrap_of_unequal_clusters_pools_their_values() -> None:
+    assert cluster_bootstrap([[0.25] * 3, [0.25]]) == (0.25, 0.25)
+    drawn = {0.0, 3 / 4, 1.0}  # both the small one, one of each, both the large one
+    low, high = cluster_bootstrap([np.ones(3), [0.0]], level=0.4)
+    assert {low, high} <= drawn
+    with pytest.raises(ValueError, match="without values"):
+        cluster_bootstrap([[1.0], []])
+
+
+def test_bootstrap_is_repeatable_and_wider_at_a_higher_level() -> None:
+    clusters = np.random.default_rng(1).normal(size=(30, 2))
+    narrow, wide = cluster_bootstrap(list(clusters), level=0.8), cluster_bootstrap(list(clusters), level=0.99)
+    assert cluster_bootstrap(list(clusters), level=0.8) == narrow
+    assert wide[0] < narrow[0] < clusters.mean() < narrow[1] < wide[1]
+
+
+def test_bootstrap_covers_the_truth_in_95_of_100_samples() -> None:
+    rng = np.random.default_rng(2)
+    covered = 0
+    for trial in range(400):
+        skill = rng.beta(2, 2, size=120)  # prompts differ, so the two samples of one are correlated
+        wins = rng.random((120, 2)) < skill[:, None]
+        low, high = cluster_bootstrap(list(wins), resamples=300, seed=trial)
+        covered += low <= 0.5 <= high
+    assert 0.93 <= covered / 400 <= 0.97
+
+
+def test_wilson_published_values() -> None:
+    assert wilson(0, 60)[0] == 0.0
+    assert wilson(0, 60)[1] == pytest.approx(0.060, abs=5e-4)
+    assert wilson(5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4)
+    assert wilson(7, 7)[1] == 1.0
+    with pytest.raises(ValueError, match="3 successes of 2"):
+        wilson(3, 2)
+
+
+@given(st.integers(1, 500), st.floats(0, 1), st.floats(0.5, 0.999))
+def test_wilson_bounds_solve_the_score_equation(n: int, fraction: float, level: float) -> None:
+    successes = round(fraction * n)
+    low, high = wilson(successes, n, level)
+    assert 0 <= low <= successes / n + 1e-12
+    assert successes / n - 1e-12 <= high <= 1
+    mirrored = wilson(n - successes, n, level)
+    assert (1 - mirrored[1], 1 - mirrored[0]) == pytest.approx((low, high), abs=1e-12)
+    distances = [(successes / n - p) ** 2 * n - (_z2(level) * p * (1 - p)) for p in (low, high)]
+    assert distances == pytest.approx([0, 0], abs=1e-6)
+
+
+def _z2(level: float) -> float:
+    """The squared normal quantile, by bisection on the error function."""
+    low, high = 0.0, 10.0
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if math.erf(middle / math.sqrt(2)) < level else (low, middle)
+    return low**2
+
+
+def test_identical_outputs_win_half_at_equal_length() -> None:
+    assert length_controlled_win_rate([0.5] * 8, [0] * 8) == 0.5
+
+
+def test_without_length_differences_it_is_the_win_rate() -> None:
+    assert length_controlled_win_rate([1, 1, 0, 1], [0, 0, 0, 0]) == pytest.approx(0.75, abs=1e-3)
+    assert length_controlled_win_rate([1, 1, 0, 1], [50] * 4) == pytest.approx(0.75, abs=1e-3)
+
+
+@given(st.lists(st.tuples(outcome, st.integers(-300, 300)), min_size=1, max_size=40))
+def test_length_control_is_antisymmetric(rows: list[tuple[float, int]]) -> None:
+    won, difference = np.array(rows, dtype=float).T
+    one = length_controlled_win_rate(won, difference)
+    assert 0 < one < 1
+    assert length_controlled_win_rate(1 - won, -difference) == pytest.approx(1 - one, abs=1e-6)
+
+
+def test_wins_by_length_alone_vanish_and_true_wins_stay() -> None:
+    rng = np.random.default_rng(3)
+    difference = rng.normal(150, 100, size=4000)
+    feature = np.tanh(difference / difference.std())
+    by_length = rng.random(4000) < 1 / (1 + np.exp(-2 * feature))
+    assert by_length.mean() > 0.7
+    assert length_controlled_win_rate(by_length, difference) == pytest.approx(0.5, abs=0.05)
+    truly = rng.random(4000) < 1 / (1 + np.exp(-(1.0 + 0.5 * feature)))
+    assert length_controlled_win_rate(truly, difference) == pytest.approx(1 / (1 + math.exp(-1)), abs=0.03)
+
+
+def test_separable_outcomes_stay_finite() -> None:
+    assert 0.9 < length_controlled_win_rate([1] * 20, range(20)) < 1
+    assert length_controlled_win_rate([1, 1, 0, 0], [10, 20, -10, -20]) == pytest.approx(0.5)
+    with pytest.raises(ValueError, match="one of each"):
+        length_controlled_win_rate([1, 0], [3])
+
+
+def test_cohen_kappa_by_hand() -> None:
+    # 20 both yes, 15 both no, 5 and 10 apart: observed 0.7, chance 0.5
+    a = ["yes"] * 25 + ["no"] * 25
+    b = ["yes"] * 20 + ["no"] * 5 + ["yes"] * 10 + ["no"] * 15
+    assert cohen_kappa(a, b) == pytest.approx(0.4)
+    assert cohen_kappa(a, a) == 1
+    assert cohen_kappa([0, 1], [1, 0]) == -1
+    assert math.isnan(cohen_kappa([1, 1], [1, 1]))
+    with pytest.raises(ValueError, match="2 and 1 labels"):
+        cohen_kappa([1, 0], [1])
+
+
+def test_fleiss_kappa_of_the_published_example() -> None:
+    counts = [
+        [0, 0, 0, 0, 14],
+        [0, 2, 6, 4, 2],
+        [0, 0, 3, 5, 6],
+        [0, 3, 9, 2, 0],
+        [2, 2, 8, 1, 1],
+        [7, 7, 0, 0, 0],
+        [3, 2, 6, 3, 0],
+        [2, 5, 3, 2, 2],
+        [6, 5, 2, 1, 0],
+        [0, 2, 2, 3, 7],
+    ]
+    assert fleiss_kappa(counts) == pytest.approx(0.210, abs=5e-4)
+    assert math.isnan(fleiss_kappa([[3, 0], [3, 0]]))
+    with pytest.raises(ValueError, match="equally many"):
+        fleiss_kappa([[3, 0], [1, 1]])
+
+
+KRIPPENDORFF = [
+    [1, 2, 3, 3, 2, 1, 4, 1, 2, None, None, None],
+    [1, 2, 3, 3, 2, 2, 4, 1, 2, 5, None, 3],
+    [None, 3, 3, 3, 2, 3, 4, 2, 2, 5, 1, None],
+    [1, 2, 3, 3, 2, 4, 4, 1, 2, 5, 1, None],
+]
+
+
+@pytest.mark.parametrize(
+    ("level", "alpha"), [("nominal", 0.743), ("ordinal", 0.815), ("interval", 0.849), ("ratio", 0.797)]
+)
+def test_krippendorff_alpha_of_the_published_example(level: str, alpha: float) -> None:
+    assert krippendorff_alpha(KRIPPENDORFF, level) == pytest.approx(alpha, abs=5e-4)  # type: ignore[arg-type]
+
+
+def test_krippendorff_alpha_takes_labels_and_says_when_it_is_undefined() -> None:
+    letters = [[None if rating is None else "abcde"[rating - 1] for rating in rater] for rater in KRIPPENDORFF]
+    assert krippendorff_alpha(letters) == pytest.approx(krippendorff_alpha(KRIPPENDORFF))
+    assert math.isnan(krippendorff_alpha([[1, 1], [1, None]]))
+    assert krippendorff_alpha([[0, 1, 2], [0, 1, 2]], "ratio") == 1
+    with pytest.raises(ValueError, match="one entry per unit"):
+        krippendorff_alpha([[1, 2], [1]])
+
+
+def test_calibration_error_by_hand() -> None:
+    prob, outcome = [0.2, 0.4, 0.6, 0.8], [0, 1, 1, 1]
+    # bins {0.2, 0.4} and {0.6, 0.8}: |0.3 - 0.5| and |0.7 - 1|
+    assert expected_calibration_error(prob, outcome, bins=2) == pytest.approx(0.25)
+    assert expected_calibration_error(prob, outcome, bins=1) == pytest.approx(0.25)
+    assert expected_calibration_error(prob, outcome) == pytest.approx((0.2 + 0.6 + 0.4 + 0.2) / 4)
+    with pytest.raises(ValueError, match="one outcome per probability"):
+        expected_calibration_error([0.5], [])
+
+
+@given(st.lists(st.tuples(st.sampled_from([0.1, 0.5, 0.9]), outcome), min_size=1, max_size=60), st.randoms())
+def test_calibration_error_does_not_depend_on_order_even_with_ties(
+    rows: list[tuple[float, float]], random: Random
+) -> None:
+    error = expected_calibration_error(*np.array(rows).T)
+    random.shuffle(rows)
+    assert expected_calibration_error(*np.array(rows).T) == pytest.approx(error)
+    assert 0 <= error <= 1
+
+
+def test_calibrated_probabilities_have_a_small_error_and_overconfident_ones_a_large() -> None:
+    rng = np.random.default_rng(4)
+    logits = rng.normal(size=20_000)
+    outcome = rng.random(20_000) < 1 / (1 + np.exp(-logits))
+    assert expected_calibration_error(1 / (1 + np.exp(-logits)), outcome) < 0.02
+    assert expected_calibration_error(1 / (1 + np.exp(-3 * logits)), outcome) > 0.1

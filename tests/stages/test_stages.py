@@ -1,0 +1,352 @@
+"""Every stage on a tiny model: what it leaves behind, that it learns what it should and nothing where it should not."""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prefloop.configs.collect import CollectConfig, LabelConfig
+from prefloop.configs.evaluate import EvaluateConfig
+from prefloop.configs.ppo import KLConfig, PPOConfig
+from prefloop.configs.reward import RewardConfig
+from prefloop.configs.sft import SFTConfig
+from prefloop.configs.shared import EngineConfig, LoraConfig, OptimConfig
+from prefloop.data.jsonl import read_preferences, write_jsonl
+from prefloop.models.checkpoint import read_checkpoint
+from prefloop.stages import collect, evaluate, label, ppo, reward, sft
+from prefloop.types import Completion, Demonstration, Message, Preference, PrefloopError, Prompt, Sampling
+
+ENGINE = EngineConfig(dtype="fp32", threads=1, token_budget=1500)
+PPO_METRICS = {
+    "reward/score",
+    "reward/total",
+    "kl/response",
+    "kl/coef",
+    "kl/target",
+    "kl/k3",
+    "kl/exact",
+    "length/tokens",
+    "length/stopped_share",
+    "policy/clip_fraction",
+    "policy/approx_kl",
+    "policy/entropy",
+    "policy/ratio_max",
+    "value/loss",
+    "value/explained_variance",
+    "optim/grad_norm",
+    "optim/lr",
+    "sampler/logprob_gap",
+    "time/sample",
+}
+TOY = """
+from prefloop.types import Score
+
+def even(prompts, completions):
+    "Share of even tokens: half of a random model's."
+    return [Score(value=sum(t % 2 == 0 for t in c.tokens) / len(c.tokens)) for c in completions]
+
+def constant(prompts, completions):
+    return [Score(value=0.5) for c in completions]
+
+calls = 0
+
+def fails_once(prompts, completions):
+    global calls
+    calls += 1
+    if calls == 5:
+        raise RuntimeError("the power went off")
+    return even(prompts, completions)
+"""
+
+
+@pytest.fixture(autouse=True)
+def _workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty current directory with the user's own module of rewards."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "toy_rewards", raising=False)
+    Path("toy_rewards.py").write_text(TOY)
+
+
+def asked(index: int, split: str) -> Prompt:
+    content = f"Name {index} things."
+    checks = {"mentions": [["thing"]], "ideal_words": 20}
+    message = Message(role="user", content=content)
+    return Prompt(id=f"{split}-{index}", messages=(message,), slice="everyday", split=split, checks=checks)
+
+
+def write_prompts(count: int = 3) -> None:
+    write_jsonl("prompts.jsonl", [asked(i, split) for split in ("train", "dev", "eval") for i in range(count)])
+
+
+def metrics(out: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in Path(out, "metrics.jsonl").read_text().splitlines()]
+
+
+def samples(out: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in Path(out, "samples.jsonl").read_text().splitlines()]
+
+
+def test_the_whole_loop() -> None:
+    write_prompts()
+    demonstrations = [Demonstration(id=f"d{i}", prompt=asked(i, "train"), completion="A thing.") for i in range(5)]
+    write_jsonl("demonstrations.jsonl", demonstrations)
+    common: dict[str, Any] = {"engine": ENGINE, "seed": 1}
+    sampled: dict[str, Any] = common | {"prompts": "prompts.jsonl", "max_tokens": 10}
+    optim = OptimConfig(lr=1e-3)
+    stages: list[tuple[Any, Any, set[str]]] = [
+        (
+            sft,
+            SFTConfig(out="r/sft", model="tiny", demonstrations="demonstrations.jsonl", batch=2, optim=optim, **common),
+            {"checkpoint", "examples", "tokens"},
+        ),
+        (
+            collect,
+            CollectConfig(out="r/collect", models=("r/sft",), samples=3, **sampled),
+            {"completions", "stopped_share", "mean_tokens", "models"},
+        ),
+        (
+            label,
+            LabelConfig(out="r/label", completions="r/collect", pairs=3, seed=1),
+            {"comparisons", "judgments", "agreement", "annotators", "simulated"},
+        ),
+        (
+            reward,
+            RewardConfig(out="r/reward", model="r/sft", preferences="r/label", batch=2, optim=optim, **common),
+            {
+                "checkpoint",
+                "accuracy",
+                "accuracy_low",
+                "accuracy_high",
+                "ceiling",
+                "longer_wins",
+                "shorter_wins",
+                "pairs_heldout",
+                "pairs_train",
+                "accuracy_train",
+                "ece",
+                "reliability",
+                "gain",
+                "bias",
+            },
+        ),
+        (
+            ppo,
+            PPOConfig(
+                out="r/ppo",
+                policy="r/sft",
+                reward="r/reward",
+                baseline="r/collect",
+                watch="rubric",
+                steps=2,
+                prompts_per_step=3,
+                group=2,
+                **sampled,
+            ),
+            {"checkpoint", "kl_target", "kl_last_third"},
+        ),
+        (
+            evaluate,
+            EvaluateConfig(out="r/evaluate", policy="r/ppo", baselines=("r/sft", "tiny"), **sampled),
+            {"win_rate", "win_rate_low", "win_rate_high", "win_rate_vs_base", "slices"},
+        ),
+    ]
+    for stage, config, keys in stages:
+        result: Mapping[str, Any] = stage.run(config)
+        assert keys | {"seconds"} <= result.keys(), config.out
+        assert json.loads(Path(config.out, "result.json").read_text()) == result
+        written = {file: file.stat().st_mtime_ns for file in Path(config.out).rglob("*.json*")}
+        assert stage.run(config) == result
+        assert {file: file.stat().st_mtime_ns for file in Path(config.out).rglob("*.json*")} == written
+
+    steps = metrics("r/sft")
+    assert [row["step"] for row in steps] == list(range(6))
+    assert {"loss/train", "optim/lr", "optim/grad_norm", "time/step"} <= steps[0].keys()
+    assert steps[-1]["loss/train"] < steps[0]["loss/train"]
+    assert len(samples("r/collect")) == 18 and samples("r/collect")[0]["model"] == "r/sft/checkpoint"
+    assert json.loads(Path("r/label/result.json").read_text())["comparisons"] == 18
+    assert {"loss/train", "accuracy/train"} <= metrics("r/reward")[0].keys()
+    held = samples("r/reward")
+    assert len(held) == 9 and {row["prompt_id"] for row in held} == {"dev-0", "dev-1", "dev-2"}
+    assert {"target", "score_a", "score_b", "words_a", "words_b", "gold_a", "gold_b"} <= held[0].keys()
+    row = metrics("r/ppo")[0]
+    assert PPO_METRICS | {"gold/score", "gold/win_rate"} <= row.keys()
+    assert row["kl/response"] == pytest.approx(0, abs=1e-5) and row["kl/exact"] == pytest.approx(0, abs=1e-5)
+    assert row["sampler/logprob_gap"] < 1e-4
+    assert len(samples("r/ppo")) == 12 and {"prompt_id", "completion", "score", "kl"} <= samples("r/ppo")[0].keys()
+    judged = samples("r/evaluate")
+    assert [sum(row["model"] == name for row in judged) for name in ("policy", "sft", "base")] == [6, 6, 6]
+    final = read_checkpoint("r/ppo/checkpoint", verify=True)
+    assert (final.kind, final.parent, final.step) == ("policy", "r/sft/checkpoint", 2)
+    assert read_checkpoint("r/reward/checkpoint").kind == "reward"
+    assert not list(Path("r").rglob("step-*"))
+
+
+def test_stages_that_lack_an_input_say_so() -> None:
+    write_prompts()
+    with pytest.raises(PrefloopError, match="models is empty"):
+        collect.run(CollectConfig(out="a"))
+    with pytest.raises(PrefloopError, match="needs a policy and one or two baselines"):
+        evaluate.run(EvaluateConfig(out="b", policy="tiny"))
+    config = CollectConfig(out="c", models=("tiny",), prompts="prompts.jsonl", max_tokens=2, engine=ENGINE)
+    collect.run(config)
+    with pytest.raises(PrefloopError, match="other settings: seed is 0 there and 1 here"):
+        collect.run(config.model_copy(update={"seed": 1}))
+
+
+def answer(text: str) -> Completion:
+    return Completion(id=text, prompt_id="", segments=(), text=text, finish_reason="stop", sampling=Sampling(), seed=0)
+
+
+def write_marked_preferences(count: int) -> None:
+    """Two random words a prompt; people prefer the one that has a Q, wherever it stands and whichever comes first."""
+    chance = random.Random(0)
+    made = []
+    for index in range(count):
+        words = ["".join(chance.choices("abcdefgh", k=chance.randint(3, 6))) for _ in range(2)]
+        place = chance.randrange(len(words[0]) + 1)
+        marked = answer(words[0][:place] + "Q" + words[0][place:])
+        first = chance.random() < 0.5
+        items = (marked, answer(words[1])) if first else (answer(words[1]), marked)
+        made.append(Preference(prompt=asked(index, "train"), items=items, target=float(first)))
+    write_jsonl("marked.jsonl", made)
+
+
+def marked_config(out: str, **rest: Any) -> RewardConfig:
+    optim = OptimConfig(lr=2e-3, head_lr=2e-3)
+    settings: dict[str, Any] = {"epochs": 3, "batch": 8, "heldout": 0.4, "engine": ENGINE, "optim": optim, **rest}
+    return RewardConfig(out=out, model="tiny", preferences="marked.jsonl", **settings)
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+def test_a_reward_model_learns_a_preference(pooling: str) -> None:
+    write_marked_preferences(160)
+    result = reward.run(marked_config("rm", pooling=pooling))
+    assert result["pairs_heldout"] == 64 and result["pairs_train"] == 96
+    assert result["accuracy"] > 0.7
+    rows = metrics("rm")
+    assert rows[-1]["accuracy/train"] > rows[0]["accuracy/train"] and rows[-1]["loss/train"] < rows[0]["loss/train"]
+    held = samples("rm")
+    right = [(row["score_a"] > row["score_b"]) == (row["target"] > 0.5) for row in held]
+    assert sum(right) / len(right) == result["accuracy"]
+
+
+def test_a_reward_model_learns_nothing_from_shuffled_labels() -> None:
+    """Chance may tie the mark to the coins, one way or the other; over seeds it cancels."""
+    write_marked_preferences(160)
+    found = [reward.run(marked_config(f"s{i}", shuffle_labels=True, seed=i, epochs=1))["accuracy"] for i in range(5)]
+    assert 0.3 < sum(found) / len(found) < 0.7
+
+
+def test_labels_are_shuffled_in_training_only() -> None:
+    write_marked_preferences(160)
+    plain, shuffled = marked_config("a"), marked_config("a", shuffle_labels=True)
+    made = read_preferences("marked.jsonl")
+    (training, heldout), (flipped, same) = reward.split(made, plain), reward.split(made, shuffled)
+    assert heldout == same and not {p.prompt.id for p in training} & {p.prompt.id for p in heldout}
+    assert [p.items for p in training] == [p.items for p in flipped]
+    share = sum(a.target != b.target for a, b in zip(training, flipped, strict=True)) / len(training)
+    assert 0.35 < share < 0.65
+
+
+def toy(out: str, score: str, seed: int = 0, **rest: Any) -> PPOConfig:
+    settings: dict[str, Any] = {
+        "steps": 12,
+        "prompts_per_step": 6,
+        "group": 8,
+        "max_tokens": 4,
+        "missing_stop_score": None,
+        "kl": KLConfig(controller="fixed", coef=0.0),
+        "optim": OptimConfig(lr=3e-3, decay=False, warmup=0.0, head_lr=1e-2),
+        "engine": ENGINE,
+        "seed": seed,
+        **rest,
+    }
+    return PPOConfig(out=out, policy="tiny", reward=f"toy_rewards:{score}", prompts="prompts.jsonl", **settings)
+
+
+def even_share(out: str, steps: Sequence[int]) -> float:
+    """Share of even tokens in the rollouts of some steps."""
+    tokens = [
+        t
+        for r in samples(out)
+        if r["step"] in steps
+        for segment in r["completion"]["segments"]
+        for t in segment["tokens"]
+    ]
+    return sum(t % 2 == 0 for t in tokens) / len(tokens)
+
+
+def rise(out: str) -> float:
+    """How much the share of even tokens grew from the first three steps to the last three."""
+    steps = len(metrics(out))
+    return even_share(out, range(steps - 3, steps)) - even_share(out, range(3))
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_ppo_raises_a_reward_and_nothing_without_one(seed: int) -> None:
+    write_prompts(6)
+    for score in ("even", "constant"):
+        ppo.run(toy(score, score, seed))
+        assert metrics(score)[0]["kl/response"] == pytest.approx(0, abs=1e-5)
+    assert rise("even") > 0.2
+    assert rise("constant") < 0.12
+    last = metrics("even")[-1]
+    assert last["kl/response"] > 0.5 and last["kl/exact"] > 0.5
+    assert last["reward/score"] == last["reward/total"] == pytest.approx(even_share("even", [11]), abs=0.02)
+
+
+def test_ppo_with_adapters() -> None:
+    write_prompts(6)
+    optim = OptimConfig(lr=2e-2, decay=False, warmup=0.0, head_lr=1e-2)
+    ppo.run(toy("lora", "even", lora=LoraConfig(rank=8, alpha=16), optim=optim))
+    rows = metrics("lora")
+    assert rows[0]["kl/response"] == rows[0]["kl/exact"] == 0 and rows[-1]["kl/response"] > 0.5
+    assert rise("lora") > 0.2
+
+
+def test_a_leash_holds() -> None:
+    """The same reward with a strong penalty moves the policy less."""
+    write_prompts(6)
+    ppo.run(toy("free", "even", steps=8))
+    ppo.run(toy("held", "even", steps=8, kl=KLConfig(controller="fixed", coef=1.0)))
+    free, held = (metrics(out)[-1]["kl/response"] for out in ("free", "held"))
+    assert held < 0.5 * free
+
+
+@pytest.mark.parametrize("lora", [None, LoraConfig(rank=2)], ids=["whole", "lora"])
+def test_an_interrupted_ppo_run_continues_the_same_numbers(lora: LoraConfig | None) -> None:
+    write_prompts(6)
+    settings: dict[str, Any] = {"steps": 6, "save_every": 3, "group": 2, "lora": lora}
+    settings |= {"kl": KLConfig(target=0.5), "optim": OptimConfig(lr=1e-3)}
+    whole = ppo.run(toy("whole", "even", **settings))
+    config = toy("broken", "fails_once", **settings)
+    with pytest.raises(RuntimeError, match="power"):
+        ppo.run(config)
+    assert len(metrics("broken")) == 4 and [p.name for p in Path("broken/checkpoints").iterdir()] == ["step-000002"]
+    again = ppo.run(config)
+    assert [row["step"] for row in metrics("broken")] == list(range(6))
+    for one, other in zip(metrics("whole"), metrics("broken"), strict=True):
+        assert {k: v for k, v in one.items() if "time/" not in k} == {
+            k: v for k, v in other.items() if "time/" not in k
+        }
+    answers = [[row["completion"]["segments"] for row in samples(out)] for out in ("whole", "broken")]
+    assert answers[0] == answers[1]
+    assert whole["kl_coef"] == again["kl_coef"] != KLConfig().coef
+
+
+@pytest.mark.parametrize("lora", [None, LoraConfig(rank=2)], ids=["whole", "lora"])
+def test_ppo_in_bf16_keeps_its_checks(lora: LoraConfig | None) -> None:
+    """First ratio 1, no KL before the first update, sampler and learner close: the stage raises where one fails."""
+    write_prompts(6)
+    engine = ENGINE.model_copy(update={"dtype": "bf16", "token_budget": 200})
+    ppo.run(toy("bf16", "even", steps=3, max_tokens=12, engine=engine, lora=lora))
+    rows = metrics("bf16")
+    assert rows[0]["kl/response"] == 0 and 0 < rows[-1]["sampler/logprob_gap"] < 0.05
+    assert rows[-1]["kl/response"] > 0.05
