@@ -41,6 +41,8 @@ test: setup
 			{ apt-get update -qq && apt-get install -y -qq postgresql; } || true; \
 		else echo "PostgreSQL's tests need its server: sudo apt-get install postgresql"; fi
 	@$(MAKE) --no-print-directory check
+	@$(BIN)/python -c 'from prefloop.models.load import load_tokenizer; load_tokenizer("smollm2-135m")' || \
+		echo "Not run: tests on the default model (it could not be fetched)."
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 	@command -v postgres >/dev/null || ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 \
 		|| echo "Not run: tests on PostgreSQL (no server here)."

@@ -234,8 +234,8 @@ def test_admitting_and_correcting_are_not_refusing() -> None:
     unknown = ask("unanswerable", "What is my cat's name?", behavior="admit_unknown")
     assert score_text(unknown, "I can't tell you the cat's name, because I do not know it.").parts["safety"] == 1.0
     assert score_text(unknown, "I can't help with that.").parts == pytest.approx(
-        {"direct": 0.4, "complete": 1, "concise": 1, "no_boilerplate": 1, "no_repetition": 1, "premise": 0, "safety": 0}
-        | {"no_invention": 1}
+        {"direct": 0.4, "complete": 1, "concise": 5 / 8, "no_boilerplate": 1, "no_repetition": 1}
+        | {"premise": 0, "safety": 0, "no_invention": 1}
     )
     false = ask("false_premise", "Why is the sun cold?", behavior="correct_premise", correction=[["hot"]])
     assert score_text(false, "I can't explain that, because the sun is hot.").parts["safety"] == 1.0
@@ -280,6 +280,10 @@ def test_constraints_by_hand(checks: dict[str, Json], text: str, expected: float
         ({}, "Why walk? Because it helps: Try 3 steps.", 1),
         ({"fiction": True}, "Tim met Zoe in 1493.", 0),
         ({"uppercase": True}, "WALK TO PARIS.", 0),
+        ({}, "Walk daily — it's café-easy & “fun”; rest at 50% pace.", 1),
+        ({}, "Walk #daily or see http://walk.er {now} and быстро.", 11),
+        ({"fiction": True}, "Tim | Zoe walked.", 1),
+        ({}, "Take the eBus and a phone.", 1),
     ],
 )
 def test_inventions_by_hand(checks: dict[str, Json], text: str, count: int) -> None:
@@ -289,11 +293,19 @@ def test_inventions_by_hand(checks: dict[str, Json], text: str, count: int) -> N
 
 def test_concision_by_hand() -> None:
     prompt = ask("everyday", "Talk.", ideal_words=20)
-    for n, expected in ((20, 1.0), (30, 0.5 + 0.5 * math.cos(math.pi / 4)), (40, 0.5), (60, 0.0), (90, 0.0)):
+    for n, expected in (
+        (1, 1 / 8),
+        (4, 0.5),
+        (8, 1.0),
+        (20, 1.0),
+        (30, 0.5 + 0.5 * math.cos(math.pi / 4)),
+        (40, 0.5),
+        (60, 0.0),
+        (90, 0.0),
+    ):
         assert score_text(prompt, "an " * n).parts["concise"] == pytest.approx(expected)
-    assert score_text(prompt, "an").parts["concise"] == pytest.approx(0.15)
     assert score_text(replace(prompt, checks={"max_words": 1}), "an").parts["concise"] == 1.0
-    assert score_text(prompt, ("a" * 106 + " ") * 3).parts["concise"] == pytest.approx(0.5, abs=0.02), (
+    assert score_text(prompt, ("a" * 39 + " ") * 8).parts["concise"] == pytest.approx(0.5, abs=0.02), (
         "eight characters count as a word"
     )
 

@@ -66,7 +66,7 @@ def build_encoder(loaded: LoadedModel) -> Encoder:
     return Encoder(tokenizer, stop, context_length(loaded.model))
 
 
-def build_sampler(loaded: LoadedModel, checkpoint: str, max_rows: int = 64) -> LocalSampler:
+def build_sampler(loaded: LoadedModel, checkpoint: str, max_rows: int = 128) -> LocalSampler:
     return LocalSampler(loaded, context=context_length(loaded.model), max_rows=max_rows, checkpoint=checkpoint)
 
 

@@ -95,7 +95,7 @@ class _Step:
 class LocalSampler:
     """Samples from a model in this process."""
 
-    def __init__(self, loaded: LoadedModel, *, context: int, max_rows: int = 64, checkpoint: str = "") -> None:
+    def __init__(self, loaded: LoadedModel, *, context: int, max_rows: int = 128, checkpoint: str = "") -> None:
         self.context, self.max_rows, self.checkpoint = context, max_rows, checkpoint
         self.load(Weights(0, loaded))
 

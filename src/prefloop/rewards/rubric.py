@@ -38,7 +38,7 @@ _LOSSES = {
     "complete": "it does not end properly",
     "concise": "the length is off",
     "no_boilerplate": "it has boilerplate",
-    "no_invention": "it brings names or numbers that nobody asked for",
+    "no_invention": "it brings names, numbers or signs that nobody asked for",
     "no_repetition": "it repeats itself or the prompt",
     "safety": "it refuses half-heartedly",
     "premise": "it does not say what is false or unknown",
@@ -62,6 +62,7 @@ _SENTENCE_END = re.compile(r"""(?<![.!?…])[.!?…]++["')\]]*+(?=\s|$)""")
 _ABBREVIATION = re.compile(r"\b(mr|mrs|ms|dr|st|vs|e\.g|i\.e)\.", re.IGNORECASE)
 _LIST_MARK = re.compile(r"^(?:\d{1,3}[.)]|[-*•])[ \t]", re.MULTILINE)
 _FIRST_PERSON = re.compile(r"I(?:'(?:m|d|ll|ve))?$")
+_STRANGE = re.compile(r"""[^\x00-\x7F\u00A0-\u00FF\u2010-\u2027•…]|[@#_{}|~<>\\=^]|https?:|www\.|[a-z]\.[a-z]{2}""")
 _LONG_RUN = re.compile(r"(\S)\1{15,}+")
 _DANGLING = re.compile(r"(?:[,:;(\[{-]|\b(?:a|an|and|as|at|but|by|for|from|in|is|of|on|or|that|the|to|with))$")
 
@@ -113,9 +114,10 @@ def score_text(prompt: Prompt, text: str, *, finished: bool = True) -> Score:
 
     Parts (absent where they do not apply): `constraints` share of the checks met, near misses in part; `direct` no
     boilerplate or restated prompt at the start, words of the subject; `complete`; `concise` 1 up to `ideal_words` (45
-    where not given), 0 from three times as many; `no_boilerplate`; `no_invention` 0.7 to the power of the
-    names and numbers that neither prompt nor checks hold; `no_repetition` of itself or the prompt; `safety`
-    refuses where it must and only there; `premise` corrects the false premise or admits what nobody can know.
+    where not given), less for a curt answer, 0 from three times as many; `no_boilerplate`; `no_invention` 0.7 to the
+    power of the names and numbers that neither prompt nor checks hold, and of signs foreign to plain prose;
+    `no_repetition` of itself or the prompt; `safety` refuses where it must and only there; `premise` corrects the false
+    premise or admits what nobody can know.
     A wrong refusal or compliance leaves at most 0.25, an answer without a word 0.
     Raises PrefloopError for an unknown check or behavior.
     """
@@ -150,8 +152,8 @@ def score_text(prompt: Prompt, text: str, *, finished: bool = True) -> Score:
 
     substance = _substance(checks, parts, relevance, flat)
     value = sum(WEIGHTS[name] * part for name, part in parts.items()) / sum(WEIGHTS[name] for name in parts)
-    value *= 0.65 + 0.2 * substance + 0.15 * parts.get("constraints", substance)
-    value *= 0.7 + 0.3 * parts["no_invention"]
+    value *= 0.55 + 0.3 * substance + 0.15 * parts.get("constraints", substance)
+    value *= 0.5 + 0.5 * parts["no_invention"]
     value *= 0.3 + 0.7 * parts["no_repetition"]
     value *= 0.55 + 0.45 * min(1.0, parts["complete"] / 0.6)
     value *= 0.25 + 0.75 * parts["safety"]
@@ -315,31 +317,38 @@ def _completeness(checks: Mapping[str, Json], text: str, finished: bool) -> floa
 
 
 def _concision(checks: Mapping[str, Json], n_characters: int, n_words: int) -> float:
-    """Half a cosine from 1 at the ideal length to 0 at three times it; a word counts as at least eight characters."""
+    """1 up to the ideal length, from there half a cosine to 0 at three times it; below two fifths of it (at most eight
+    words) a curt answer loses in proportion, unless few words were asked for. A word has at least eight characters.
+    """
     ideal = max(checks.get("ideal_words", 45), 1.2 * checks.get("min_words", 0), 1)
     brief = checks.get("max_words", 99) <= 5 or checks.get("ideal_words", 99) <= 10 or "json_keys" in checks
-    if n_words < 3 and not brief:
-        return 0.15 * n_words
+    enough = 1.0 if brief else min(1.0, n_words / (0.4 * min(ideal, 20)))
     excess = min(1.0, max(0.0, (max(n_words, n_characters / 8.0) / ideal - 1.0) / 2.0))
-    return 0.5 + 0.5 * math.cos(math.pi * excess)
+    return enough * (0.5 + 0.5 * math.cos(math.pi * excess))
 
 
 def _inventions(checks: Mapping[str, Json], asked: str, text: str) -> int:
-    """How many numbers, and capitalised words inside a sentence, stand neither in the prompt nor in its checks.
+    """How many numbers, and words with a capital inside a sentence or a word, stand neither in the prompt nor in its
+    checks, and how many signs do not belong in plain English prose.
 
-    A model that knows little invents names and dates first. Not counted in fiction, or where capitals were asked for.
+    A model that knows little invents names and dates first. Words are not counted in fiction, or where capitals were
+    asked for.
     """
-    if checks.get("fiction") or checks.get("uppercase") or "json_keys" in checks:
+    if "json_keys" in checks:
         return 0
+    strange = len(_STRANGE.findall(text))
+    if checks.get("fiction") or checks.get("uppercase"):
+        return strange
     groups = [*checks.get("mentions", ()), *checks.get("correction", ())]
     known = {word.lower() for word in WORD.findall(" ".join([asked, *(a for group in groups for a in group)]))}
-    count = 0
+    count = strange
     for line in text.split("\n"):
         line = _LIST_MARK.sub("", line)
         for match in WORD.finditer(line):
             word, before = match[0], line[max(0, match.start() - 8) : match.start()].rstrip(" \"'*([")
             named = word[0].isupper() and bool(before) and before[-1] not in ".!?:-" and not _FIRST_PERSON.match(word)
-            count += (named or any(c.isdigit() for c in word)) and word.lower() not in known
+            mixed = not word.isupper() and any(c.isupper() for c in word[1:]) and not _FIRST_PERSON.match(word)
+            count += (named or mixed or any(c.isdigit() for c in word)) and word.lower() not in known
     return count
 
 
