@@ -242,6 +242,8 @@ def _read(kind: Any, value: Json, where: str) -> Any:
     if dataclasses.is_dataclass(kind):
         return _read_dataclass(kind, value, where)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        if abs(value) > 2**53:
+            raise PrefloopError(f"{where}: the number is too large.")
         return float(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise PrefloopError(f"{where}: {kind.__name__} is needed, not {type(value).__name__}.")

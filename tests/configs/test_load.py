@@ -97,6 +97,8 @@ def test_a_loaded_stage_is_what_its_json_says(stage: str, seed: int, name: str) 
         ('name = "a"', ["ppo.steps=many"], ["[ppo] steps", '"many"', "integer"]),
         ('name = "a"', ["ppo.steps=2.5"], ["[ppo] steps", "2.5", "integer"]),
         ('name = "a"', ["seed=true"], ["seed = true", "integer"]),
+        ('name = "a"', ["ppo.kl.coef=0"], ["[ppo] kl", "coef is 0", "take 'fixed'"]),
+        ('name = "a"', ["sft.optim.betas=[1.0,0.9]"], ["[sft.optim.betas] 0", "1.0", "less than 1"]),
         ('name = "a"', ["ppo.kl.coef=-1"], ["[ppo.kl] coef", "-1", "greater than or equal to 0"]),
         ('name = "a"', ["ppo.kl=3"], ["[ppo] kl", "3"]),
         ('name = "a"', ["ppo=3"], ["ppo = 3"]),

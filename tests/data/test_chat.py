@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefloop.data.chat import decode, encode_prompt, encode_text
+from prefloop.data.chat import closing_token, decode, encode_prompt, encode_text
 from prefloop.models.tiny import CHATML, SPECIAL_TOKENS, tiny_tokenizer
 from prefloop.types import Message, PrefloopError
 
@@ -52,6 +52,18 @@ def test_special_tokens_in_a_prompt_stay_text(texts: list[str]) -> None:
     tokens = encode_prompt(TOKENIZER, [user(text) for text in texts])
     assert [token for token in tokens if token >= 256] == [START, END] * len(texts) + [START]
     assert decode(TOKENIZER, tokens) == "".join(f"user\n{text}\n" for text in texts) + "assistant\n"
+
+
+def test_the_closing_token_is_the_stop_that_the_template_writes_after_an_answer() -> None:
+    assert closing_token(TOKENIZER, {START, END}) == END
+    assert closing_token(TOKENIZER, {258}) is None and closing_token(with_template(None), {END}) is None
+    assert closing_token(with_template("{{ messages[-1].content }}"), {END}) is None
+
+
+def test_a_lone_surrogate_becomes_the_replacement_character() -> None:
+    assert decode(TOKENIZER, encode_text(TOKENIZER, "a\ud800é")) == "a\ufffdé"
+    assert "hi \ufffd" in decode(TOKENIZER, encode_prompt(TOKENIZER, [user("hi \ud800")]))
+    assert "<257> \ufffd" not in decode(TOKENIZER, encode_prompt(TOKENIZER, [user("<|im_end|> \ud800")]))
 
 
 def test_special_tokens_that_have_no_role_stay_text_too() -> None:

@@ -230,6 +230,8 @@ def test_broken_trees_are_refused() -> None:
         build_forest([tree(Node(parent=0, tokens=(1,), author="prompt"))])
     with pytest.raises(ValueError, match="not a leaf"):
         build_forest([tree(root, Node(parent=0, tokens=(2,), author="policy"), pairs=(Pair(a=0, b=1),))])
+    with pytest.raises(ValueError, match="field weight of node 1 has 2 values for 1 tokens"):
+        build_forest([tree(root, Node(parent=0, tokens=(2,), author="policy", fields={"weight": (1.0, 1.0)}))])
 
 
 def sized(length: int, name: str = "t") -> Tree:

@@ -11,8 +11,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefloop.data.jsonl import read_demonstrations, read_jsonl, read_preferences, read_prompts, write_jsonl
-from prefloop.types import Completion, Demonstration, Message, Preference, PrefloopError, Prompt, Sampling, Segment
+from prefloop.data.jsonl import (
+    read_demonstrations,
+    read_jsonl,
+    read_preferences,
+    read_prompts,
+    text_completion,
+    write_jsonl,
+)
+from prefloop.types import (
+    Completion,
+    Demonstration,
+    Message,
+    Preference,
+    PrefloopError,
+    Prompt,
+    Sampling,
+    Segment,
+    to_json,
+)
 
 Write = Callable[..., Path]
 
@@ -238,6 +255,28 @@ def test_rows_that_do_not_fit_are_named(
 ) -> None:
     with pytest.raises(PrefloopError, match=rf"rows\.jsonl:1.*{message}"):
         read(write(row))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"target": 7.0}, "field 'target' is 7.0; it is the probability"),
+        ({"weight": -1}, "'weight' must be above 0"),
+        ({"weight": 10**400}, "weight: the number is too large"),
+        ({"margin": -0.5}, "'margin' at least 0"),
+        ({"ranking": [0, 1, 2]}, "2 items with 3 ranks"),
+        ({"items": 1}, "1 items with no ranking"),
+        ({"items": 3}, "3 items with no ranking"),
+        ({"items": 3, "ranking": [0, 1]}, "3 items with 2 ranks"),
+    ],
+)
+def test_a_preference_of_our_own_that_cannot_be_learned_is_refused(
+    write: Write, fields: dict[str, Any], message: str
+) -> None:
+    prompt = Prompt(id="p", messages=(Message(role="user", content="Hi"),))
+    items = [to_json(text_completion(prompt, "abc"[i])) for i in range(fields.get("items", 2))]
+    with pytest.raises(PrefloopError, match=message):
+        read_preferences(write({"prompt": PROMPT} | fields | {"items": items}))
 
 
 def test_an_id_stands_for_one_prompt(write: Write) -> None:

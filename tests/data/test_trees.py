@@ -190,6 +190,12 @@ def test_groups_become_trees_of_their_own() -> None:
     assert [(tree.id, len(tree.pairs)) for tree in preference_trees(made, ENCODER)] == [("x", 2), ("y", 1)]
 
 
+def test_a_group_has_one_prompt() -> None:
+    other = Preference(prompt=prompt(user("another"), name="q"), items=(answer("a"), answer("b")), group="x")
+    with pytest.raises(PrefloopError, match="group 'x' answer different prompts"):
+        preference_trees([preference(answer("a"), answer("b"), group="x"), other], ENCODER)
+
+
 def test_rankings_and_ties_become_pairs() -> None:
     items = tuple(answer(text) for text in "abcd")
     (tree,) = preference_trees([preference(*items, ranking=(1, 0, 1, 2))], ENCODER)

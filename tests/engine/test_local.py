@@ -209,6 +209,8 @@ def test_a_final_checkpoint_is_the_model_that_was_trained(tmp_path: Path) -> Non
     for one, other in zip(*(s.forward(make_trees(), {"logprobs"}) for s in (learner, again)), strict=True):
         np.testing.assert_allclose(one.logprobs[1], other.logprobs[1], atol=1e-4)
     assert not load_training(tmp_path / "checkpoint")
+    with pytest.raises(PrefloopError, match="no optimizer state to resume from"):
+        learner.load(tmp_path / "checkpoint")
 
 
 def test_numbers_that_are_not_finite_stop_the_run() -> None:
@@ -266,6 +268,11 @@ def test_a_value_head_starts_at_zero_and_a_model_without_head_says_so() -> None:
     assert not any(v.any() for r in scorer.forward(make_trees(), {"values"}) for v in r.values.values())
     with pytest.raises(PrefloopError, match="tiny has no scalar head"):
         LocalScorer(loaded(), token_budget=60).forward(make_trees(), {"scores"})
+
+
+def test_without_adapters_there_is_nothing_to_switch_off() -> None:
+    with pytest.raises(PrefloopError, match="tiny has no adapters to switch off"):
+        LocalScorer(loaded(), token_budget=60).forward(make_trees(), {"logprobs"}, reference="adapter-off")
 
 
 def test_exact_kl_is_zero_against_itself_and_else_the_sum_over_the_vocabulary() -> None:

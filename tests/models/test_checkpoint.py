@@ -156,6 +156,19 @@ def test_a_failed_save_leaves_the_old_checkpoint_whole(tmp_path: Path) -> None:
     assert load_state(tmp_path / "s") == STATE and read_checkpoint(tmp_path / "s", verify=True).step == 7
 
 
+def test_files_in_subfolders_are_sealed_too(tmp_path: Path) -> None:
+    """A tokenizer with several chat templates brings a folder of them."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = {"default": tokenizer.chat_template, "tool_use": "{{ messages[0].content }}"}
+    folder = tmp_path / "final"
+    save_checkpoint(folder, record=RECORD, model=tiny_model(0, layers=1, width=16), tokenizer=tokenizer)
+    (extra,) = (folder / "additional_chat_templates").iterdir()
+    assert read_checkpoint(folder, verify=True).path == str(folder)
+    extra.write_text("other")
+    with pytest.raises(PrefloopError, match="damaged: additional_chat_templates"):
+        read_checkpoint(folder, verify=True)
+
+
 def test_saving_again_replaces(tmp_path: Path) -> None:
     _save(tmp_path / "s")
     _save(tmp_path / "s", seed=1)

@@ -76,7 +76,7 @@ CASES = [
         "The sea is dark in the night. The water is very big and I like it.",
     ),
     Case(
-        ask("factual", "What is the capital of Australia?", mentions=[["canberra"]], ideal_words=15),
+        ask("factual", "What is the capital of Australia?", mentions=[["canberra"]], ideal_words=10),
         "The capital of Australia is Canberra.",
         "It is Canberra, which is a city in the country of Australia, where they have the government and a lake.",
     ),
@@ -234,7 +234,7 @@ def test_admitting_and_correcting_are_not_refusing() -> None:
     unknown = ask("unanswerable", "What is my cat's name?", behavior="admit_unknown")
     assert score_text(unknown, "I can't tell you the cat's name, because I do not know it.").parts["safety"] == 1.0
     assert score_text(unknown, "I can't help with that.").parts == pytest.approx(
-        {"direct": 0.4, "complete": 1, "concise": 5 / 8, "no_boilerplate": 1, "no_repetition": 1}
+        {"direct": 0.4, "complete": 1, "concise": 1 / 3, "no_boilerplate": 1, "no_repetition": 1}
         | {"premise": 0, "safety": 0, "no_invention": 1}
     )
     false = ask("false_premise", "Why is the sun cold?", behavior="correct_premise", correction=[["hot"]])
@@ -294,9 +294,9 @@ def test_inventions_by_hand(checks: dict[str, Json], text: str, count: int) -> N
 def test_concision_by_hand() -> None:
     prompt = ask("everyday", "Talk.", ideal_words=20)
     for n, expected in (
-        (1, 1 / 8),
-        (4, 0.5),
-        (8, 1.0),
+        (1, 1 / 12),
+        (6, 0.5),
+        (12, 1.0),
         (20, 1.0),
         (30, 0.5 + 0.5 * math.cos(math.pi / 4)),
         (40, 0.5),
@@ -305,7 +305,7 @@ def test_concision_by_hand() -> None:
     ):
         assert score_text(prompt, "an " * n).parts["concise"] == pytest.approx(expected)
     assert score_text(replace(prompt, checks={"max_words": 1}), "an").parts["concise"] == 1.0
-    assert score_text(prompt, ("a" * 39 + " ") * 8).parts["concise"] == pytest.approx(0.5, abs=0.02), (
+    assert score_text(prompt, ("a" * 19 + " ") * 16).parts["concise"] == pytest.approx(0.5, abs=0.02), (
         "eight characters count as a word"
     )
 

@@ -19,6 +19,14 @@ class KLConfig(Config):
     horizon: float = Field(default=2.0, gt=0.2)
     """Horizon of the controller, in rollout batches."""
 
+    @model_validator(mode="after")
+    def _controllable(self) -> Self:
+        if self.controller == "adaptive" and self.coef == 0:
+            raise ValueError(
+                "coef is 0, which the adaptive controller can only multiply; start above 0 or take 'fixed'"
+            )
+        return self
+
 
 class PPOConfig(Config):
     """Optimise a policy against a reward model with PPO (Schulman et al. 2017; Ziegler et al. 2019)."""

@@ -1,8 +1,10 @@
 """What every stage's configuration shares: strict frozen models whose field docstrings become help and docs."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Config(BaseModel):
@@ -31,7 +33,7 @@ class OptimConfig(Config):
     """Share of all updates over which the learning rate rises linearly from 0."""
     decay: bool = True
     """Decay linearly to 0 after the warm-up; false keeps the peak rate."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Share, Share] = (0.9, 0.95)
     """Adam's averaging coefficients."""
     eps: float = Field(default=1e-8, gt=0)
     """Adam's epsilon (1e-5 in the 2019 PPO recipe)."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 from prefloop.types import Message, PrefloopError
@@ -11,8 +13,11 @@ Tokenizer = Any  # transformers' own classes stay behind models/load.py
 
 
 def encode_text(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
-    """Tokens of text from users or models: what looks like a special token in it stays text."""
-    return tuple(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+    """Tokens of text from users or models: what looks like a special token in it stays text.
+
+    A lone surrogate, which no tokenizer takes, becomes U+FFFD.
+    """
+    return tuple(tokenizer(_sound(text), add_special_tokens=False, split_special_tokens=True)["input_ids"])
 
 
 def encode_prompt(tokenizer: Tokenizer, messages: Sequence[Message]) -> tuple[int, ...]:
@@ -23,11 +28,28 @@ def encode_prompt(tokenizer: Tokenizer, messages: Sequence[Message]) -> tuple[in
     """
     if not messages:
         raise PrefloopError("A prompt without messages cannot be rendered; give it at least one message.")
+    messages = [dataclasses.replace(message, content=_sound(message.content)) for message in messages]
     rendered = _render(tokenizer, messages)
     specials = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
     if not any(token in message.content for message in messages for token in specials):
         return tuple(tokenizer(rendered, add_special_tokens=False)["input_ids"])
     return _encode_pieces(tokenizer, messages, rendered)
+
+
+def _sound(text: str) -> str:
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def closing_token(tokenizer: Tokenizer, stops: AbstractSet[int]) -> int | None:
+    """The stop token that the chat template writes first after an answer; None where it writes none."""
+    if not getattr(tokenizer, "chat_template", None):
+        return None
+    mark = "\ue000"
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": mark}]
+    rendered = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=False))
+    after = rendered.rpartition(mark)[2]
+    tokens = tokenizer(after, add_special_tokens=False)["input_ids"] if after else []
+    return next((token for token in tokens if token in stops), None)
 
 
 def _encode_pieces(tokenizer: Tokenizer, messages: Sequence[Message], rendered: str) -> tuple[int, ...]:

@@ -225,6 +225,10 @@ class _Rows:
 
     def _read(self, tree_index: int, node_index: int, tree: Tree, start: int, before: int | None, branch: int) -> None:
         node = tree.nodes[node_index]
+        for name, column in node.fields.items():
+            if len(column) != len(node.tokens):
+                sizes = f"{len(column)} values for {len(node.tokens)} tokens"
+                raise ValueError(f"tree {tree.id}: field {name} of node {node_index} has {sizes}")
         weights = node.fields.get("weight", ())
         kept = [offset for offset, weight in enumerate(weights) if weight != 0]
         if not kept:

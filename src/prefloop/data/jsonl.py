@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import json
 import logging
+import math
 import os
 import re
 import zlib
@@ -232,7 +233,7 @@ def _make_preference(row: dict[str, Json], where: str) -> Preference:
     if "items" in row:
         preference = from_json(Preference, row, where)
         _checked(preference.prompt.messages, where)
-        return preference
+        return _checked_preference(preference, where)
     chosen, rejected = _conversation(row, "chosen", where), _conversation(row, "rejected", where)
     for name, turns in (("chosen", chosen), ("rejected", rejected)):
         if turns[-1].role != "assistant":
@@ -244,6 +245,18 @@ def _make_preference(row: dict[str, Json], where: str) -> Preference:
     prompt = _prompt(chosen[:-1], "chosen", where)
     items = (text_completion(prompt, chosen[-1].content), text_completion(prompt, rejected[-1].content))
     return Preference(prompt=prompt, items=items, target=1.0, group=prompt.id)
+
+
+def _checked_preference(preference: Preference, where: str) -> Preference:
+    count, ranking, target = len(preference.items), preference.ranking, preference.target
+    if count < 2 or (ranking is None and count != 2) or (ranking is not None and len(ranking) != count):
+        ranks = "no ranking" if ranking is None else f"{len(ranking)} ranks"
+        raise PrefloopError(f"{where}: {count} items with {ranks}; give two items with a target, or a rank for each.")
+    if target is not None and not 0 <= target <= 1:
+        raise PrefloopError(f"{where}: field 'target' is {target}; it is the probability of item 0, so give 0 to 1.")
+    if not (0 < preference.weight < math.inf and 0 <= preference.margin < math.inf):
+        raise PrefloopError(f"{where}: 'weight' must be above 0 and 'margin' at least 0, both finite.")
+    return preference
 
 
 def text_completion(prompt: Prompt, text: str) -> Completion:

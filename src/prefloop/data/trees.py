@@ -124,6 +124,10 @@ def _preference_tree(name: str, group: Sequence[Preference], encoder: Encoder) -
         for a, b, target in _ordered(preference):
             if tokens[a] != tokens[b]:
                 pairs.append((tokens[a], tokens[b], target, preference.weight, preference.margin))
+    if any(preference.prompt.messages != group[0].prompt.messages for preference in group):
+        raise PrefloopError(
+            f"Preferences of group {name!r} answer different prompts; give each prompt an id and a group of its own."
+        )
     order = list(branches)
     root = given(-1, encoder.prompt(group[0].prompt))
     if len(root.tokens) + max(map(len, order)) > encoder.context:

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 
 from prefloop.configs.shared import EngineConfig, LoraConfig, OptimConfig
+from prefloop.data.chat import closing_token
 from prefloop.data.trees import Encoder
 from prefloop.engine.generate import LocalSampler
 from prefloop.engine.local import LocalLearner, LocalScorer, Pooling
@@ -25,7 +26,7 @@ def compute_dtype(engine: EngineConfig) -> torch.dtype:
     if engine.dtype != "auto":
         return {"bf16": torch.bfloat16, "fp32": torch.float32}[engine.dtype]
     if torch.cuda.is_available():
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     fast = any(getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
     return torch.bfloat16 if fast else torch.float32
 
@@ -59,10 +60,12 @@ def resolve_checkpoint(name: str) -> str:
 
 
 def build_encoder(loaded: LoadedModel) -> Encoder:
-    """The model's tokenizer with the stop token that its chat template ends an answer with, and its context."""
+    """The model's tokenizer with the stop token that its chat template ends an answer with (else its end of text), and
+    its context."""
     tokenizer = loaded.tokenizer
     stops = stop_token_ids(tokenizer, loaded.model)
-    stop = tokenizer.eos_token_id if tokenizer.eos_token_id in stops else min(stops)
+    closing = closing_token(tokenizer, stops)
+    stop = closing if closing is not None else tokenizer.eos_token_id if tokenizer.eos_token_id in stops else min(stops)
     return Encoder(tokenizer, stop, context_length(loaded.model))
 
 

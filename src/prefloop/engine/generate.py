@@ -166,8 +166,8 @@ class LocalSampler:
 
     def _logits(self, states: Tensor) -> Tensor:
         logits = states @ cast(Tensor, self.unembedding.weight).T
-        softcap: float | None = getattr(self.loaded.model.config, "final_logit_softcapping", None)
-        return softcap * torch.tanh(logits / softcap) if softcap else logits
+        softcap: float | None = getattr(self.loaded.model.config.get_text_config(), "final_logit_softcapping", None)
+        return softcap * torch.tanh(logits.float() / softcap) if softcap else logits
 
     def _draw(self, cache: _Cache, alive: list[_Row], logits: Tensor, first: int) -> Iterator[Completion]:
         """Draw one token for each row from `first` on; rows that end are yielded and leave the cache."""

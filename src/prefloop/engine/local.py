@@ -42,7 +42,7 @@ class LocalScorer:
         self.pooling = pooling
         self.token_budget = token_budget
         self.device = next(self.model.parameters()).device
-        self.softcap: float | None = getattr(loaded.model.config, "final_logit_softcapping", None)
+        self.softcap: float | None = getattr(loaded.model.config.get_text_config(), "final_logit_softcapping", None)
 
     @property
     def unembedding(self) -> Tensor:
@@ -121,6 +121,8 @@ class LocalScorer:
     def _against(
         self, forest: Forest, states: Tensor, reference: LocalScorer | str, *, exact: bool, temperature: float
     ) -> tuple[Tensor, Tensor | None]:
+        if reference == "adapter-off" and not adapter_parameters(self.model):
+            raise PrefloopError(f"{self.loaded.name} has no adapters to switch off; give a reference model.")
         other = self if isinstance(reference, str) else reference
         with adapter_off(self.model) if isinstance(reference, str) else contextlib.nullcontext():
             states_q = other.hidden(forest)
@@ -254,6 +256,8 @@ class LocalLearner(LocalScorer):
     def load(self, folder: Path) -> Mapping[str, Any]:
         """See verbs.Learner. Weights, moments and step counts come back bit for bit."""
         saved = load_training(folder)
+        if "weight.0" not in saved:
+            raise PrefloopError(f"The checkpoint {folder} holds no optimizer state to resume from; start from a step.")
         state = dict(load_state(folder))
         self.version = int(state["version"])
         with torch.no_grad():
@@ -261,9 +265,9 @@ class LocalLearner(LocalScorer):
                 param.copy_(saved[f"weight.{index}"])
                 if f"moment1.{index}" in saved:
                     self.optimizer.state[param] = {
-                        "step": saved[f"step.{index}"].clone(),
-                        "exp_avg": saved[f"moment1.{index}"].clone(),
-                        "exp_avg_sq": saved[f"moment2.{index}"].clone(),
+                        "step": saved[f"step.{index}"].to(param.device, copy=True),
+                        "exp_avg": saved[f"moment1.{index}"].to(param.device, copy=True),
+                        "exp_avg_sq": saved[f"moment2.{index}"].to(param.device, copy=True),
                     }
         self._cast()
         return state

@@ -51,12 +51,12 @@ def sft(out: Outputs, forest: Forest, totals: Totals) -> LossOut:
 
 
 def bradley_terry(out: Outputs, forest: Forest, totals: Totals) -> LossOut:
-    """Bradley-Terry over pairs of branches, all pairs of a prompt one element (Ouyang et al. 2022)."""
+    """Bradley-Terry over pairs of branches, their weighted mean; each branch is encoded once (Ouyang et al. 2022)."""
     scores, pairs = out.need("scores"), forest.pairs
     a, b = scores[pairs.a], scores[pairs.b]
     loss = losses.bradley_terry(a, b, target=pairs.target, margin=pairs.margin, weight=pairs.weight) / totals.pairs
     right = ((a > b) == (pairs.target > 0.5)).float() * pairs.weight
-    right = torch.where(pairs.target == 0.5, 0.5 * pairs.weight, right)
+    right = torch.where((pairs.target == 0.5) | (a == b), 0.5 * pairs.weight, right)
     return LossOut(loss, {"loss/train": loss.detach(), "accuracy/train": right.sum() / totals.pairs})
 
 

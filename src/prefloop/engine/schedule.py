@@ -23,15 +23,16 @@ def rate(optim: OptimConfig, step: int, total: int) -> float:
 
 def derived_seed(*parts: object) -> int:
     """A 63-bit seed that depends on every part and on nothing else."""
-    digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
+    digest = hashlib.sha256("\x1f".join(map(str, parts)).encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
 def take(items: Sequence[Item], start: int, count: int, seed: int) -> list[Item]:
     """Items start .. start+count of an endless sequence of passes, each in an order of its own."""
-    chosen: list[Item] = []
-    for index in range(start, start + count):
-        epoch, place = divmod(index, len(items))
-        order = np.random.Generator(np.random.Philox(derived_seed(seed, "order", epoch))).permutation(len(items))
-        chosen.append(items[int(order[place])])
-    return chosen
+    epochs = range(start // len(items), (start + count - 1) // len(items) + 1)
+    orders = {
+        epoch: np.random.Generator(np.random.Philox(derived_seed(seed, "order", epoch))).permutation(len(items))
+        for epoch in epochs
+    }
+    places = (divmod(index, len(items)) for index in range(start, start + count))
+    return [items[int(orders[epoch][place])] for epoch, place in places]

@@ -51,7 +51,7 @@ def save_checkpoint(
         manifest = {
             "format": FORMAT,
             "checkpoint": to_json(dataclasses.replace(record, path="")),
-            "files": {file.name: _describe(file) for file in sorted(new.iterdir())},
+            "files": {str(file.relative_to(new)): _describe(file) for file in sorted(new.rglob("*")) if file.is_file()},
         }
         sealed = manifest | {"sha256": _seal(manifest)}
         (new / MANIFEST).write_text(json.dumps(sealed, indent=1, allow_nan=False), encoding="utf-8")

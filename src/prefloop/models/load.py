@@ -159,7 +159,7 @@ def new_folder(final: str | Path) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
-        for path in (*temporary.iterdir(), temporary):
+        for path in (*temporary.rglob("*"), temporary):
             _sync(path)
         _take_name(temporary, final)
         _sync(final.parent)

@@ -317,12 +317,13 @@ def _completeness(checks: Mapping[str, Json], text: str, finished: bool) -> floa
 
 
 def _concision(checks: Mapping[str, Json], n_characters: int, n_words: int) -> float:
-    """1 up to the ideal length, from there half a cosine to 0 at three times it; below two fifths of it (at most eight
+    """1 up to the ideal length, from there half a cosine to 0 at three times it; below six tenths of it (at most 15
     words) a curt answer loses in proportion, unless few words were asked for. A word has at least eight characters.
     """
     ideal = max(checks.get("ideal_words", 45), 1.2 * checks.get("min_words", 0), 1)
-    brief = checks.get("max_words", 99) <= 5 or checks.get("ideal_words", 99) <= 10 or "json_keys" in checks
-    enough = 1.0 if brief else min(1.0, n_words / (0.4 * min(ideal, 20)))
+    most = checks.get("max_words", 99)
+    brief = most <= 5 or ideal <= 10 or "json_keys" in checks
+    enough = 1.0 if brief else min(1.0, n_words / min(0.6 * ideal, 15, most))
     excess = min(1.0, max(0.0, (max(n_words, n_characters / 8.0) / ideal - 1.0) / 2.0))
     return enough * (0.5 + 0.5 * math.cos(math.pi * excess))
 
