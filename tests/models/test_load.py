@@ -10,7 +10,14 @@ import huggingface_hub.constants
 import numpy as np
 import pytest
 import torch
-from transformers import MambaConfig, MambaForCausalLM, PreTrainedModel
+from transformers import (
+    CohereForCausalLM,
+    GraniteForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    PhiForCausalLM,
+    PreTrainedModel,
+)
 
 from prefloop.models.load import (
     context_length,
@@ -130,6 +137,20 @@ def test_models_that_mix_tokens_outside_attention_are_refused(tmp_path: Path) ->
     config = MambaConfig(vocab_size=259, hidden_size=16, num_hidden_layers=1, state_size=4)
     with pytest.raises(PrefloopError, match="plain attention"):
         load_model(str(_save(make(config), tmp_path)), dtype=torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [(GraniteForCausalLM, {"logits_scaling": 8.0}), (CohereForCausalLM, {"logit_scale": 0.25}), (PhiForCausalLM, {})],
+)
+def test_logits_that_are_more_than_a_product_are_refused(kind: Any, changes: dict[str, Any], tmp_path: Path) -> None:
+    sizes = {"vocab_size": len(tiny_tokenizer()), "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    torch.manual_seed(0)
+    model = kind(kind.config_class(**sizes, num_attention_heads=2, num_key_value_heads=2, **changes))
+    if model.lm_head.bias is not None:
+        model.lm_head.bias.data.normal_()
+    with pytest.raises(PrefloopError, match="scales or shifts its logits"):
+        load_model(str(_save(model, tmp_path / "model")), dtype=torch.float32)
 
 
 def test_positions_that_depend_on_the_batch_are_refused(folder: Path) -> None:

@@ -23,6 +23,7 @@ import torch
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from tokenizers import Tokenizer as Backend
+from torch import Tensor
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
@@ -36,6 +37,7 @@ from transformers.utils import logging
 
 from prefloop.models.attention import IMPLEMENTATION
 from prefloop.models.tiny import tiny_model, tiny_tokenizer
+from prefloop.ops.attention import Traits
 from prefloop.types import PrefloopError
 
 Model: TypeAlias = PreTrainedModel
@@ -105,6 +107,7 @@ def load_model(
     model: Any = _read_model(path, dtype, trust_remote_code)
     _check_forest(model, name)
     model.config.use_cache = False
+    _check_logits(model, name)
     tokenizer = _read_tokenizer(path, trust_remote_code)
     return LoadedModel(model.to(device).eval(), tokenizer, name, fingerprint(path))
 
@@ -300,6 +303,28 @@ def _check_forest(model: Model, name: str) -> None:
         raise PrefloopError(
             f"Model {name!r} scales positions by the longest sequence of a batch ({(kinds & _BATCH_WIDE_ROPE).pop()} "
             "RoPE), which packed trees do not have; use a model with fixed positions."
+        )
+
+
+class _Alone:
+    """The layout of a single token, which sees itself: attention gives its value back."""
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, traits: Traits) -> Tensor:
+        return value.repeat_interleave(query.shape[0] // value.shape[0], dim=0)
+
+
+@torch.no_grad()
+def _check_logits(model: Any, name: str) -> None:
+    """Refuse models that do more to their logits than a product with the head and a soft cap (a bias, a scale)."""
+    inputs = {"input_ids": torch.ones(1, 1, dtype=torch.long), "position_ids": torch.zeros(1, 1, dtype=torch.long)}
+    expected = model(**inputs, layout=_Alone(), use_cache=False).logits.float()
+    states = model.get_decoder()(**inputs, layout=_Alone(), use_cache=False).last_hidden_state
+    found = (states @ model.get_output_embeddings().weight.T).float()
+    if cap := getattr(model.config.get_text_config(), "final_logit_softcapping", None):
+        found = cap * torch.tanh(found / cap)
+    if not torch.allclose(found, expected, rtol=0.05, atol=0.05 * float(expected.std())):
+        raise PrefloopError(
+            f"Model {name!r} scales or shifts its logits after the output layer, which is not supported; use another."
         )
 
 
