@@ -78,7 +78,7 @@ def measure(job: str, model: str, dtype: str, seconds: float) -> dict[str, float
         drawn = Sampling(max_tokens=NEW_TOKENS)
 
         def write() -> int:
-            groups = sample_groups(sampler, encoder, prompts, group=group, sampling=drawn, seed=(0,))
+            groups = sample_groups(sampler, encoder, prompts, samplings=[drawn] * group, seed=(0,))
             return sum(len(completion.tokens) for group in groups for completion in group)
 
         rate = _rate(write, seconds)

@@ -2,7 +2,7 @@
 
 Each seed is `prefloop quickstart --set seed=N --set name=quickstart-seedN` in the workspace; what is finished there is
 kept. Then results.json, curves.svg, curves.png, samples-seedN.md and README.md are written into benchmarks/quickstart/.
-Exits 0 only where every claim holds.
+Exits 0 only where every claim that was measured holds.
 """
 
 import argparse

@@ -28,7 +28,7 @@ def page() -> str:
 
 
 def _section(title: str, model: type[Config], keys: Iterable[Key]) -> str:
-    rows = [f"| `{key.name}` | {key.kind} | {_code(key.default)} | {key.help} |" for key in keys]
+    rows = [f"| `{key.name}` | {key.kind} | {_code(key.default)} | {' '.join(key.help.split())} |" for key in keys]
     about = " ".join((model.__doc__ or "").split())
     return "\n".join(
         [f"## {title}", "", about, "", "| key | type | default | meaning |", "|---|---|---|---|", *rows, ""]

@@ -159,3 +159,10 @@ def test_scripts_explain_themselves(capsys: pytest.CaptureFixture[str]) -> None:
             main(["--help"])
         assert caught.value.code == 0
     assert "--collect-only" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("job", ["decode_one", "decode_grouped"])
+def test_a_decode_job_measures_a_rate(job: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "use_threads", lambda engine: None)
+    found = cpu.measure(job, "tiny", "fp32", 0)
+    assert found["rate"] > 0 and found["peak_mb"] > 0

@@ -150,7 +150,7 @@ def kill_at(point: str, process: subprocess.Popen[str], workspace: Path, pace: P
             arrived = wait_for_rows(process, workspace / RUN / "sft" / "metrics.jsonl", rng.randint(1, 4))
         case "rollout":
             metrics = workspace / RUN / "ppo" / "metrics.jsonl"
-            arrived = wait_for_rows(process, metrics, rng.randint(1, 3), lambda step: (step + 1) % SAVE_EVERY != 0)
+            arrived = wait_for_rows(process, metrics, rng.randint(1, 3), between_saves)
             before = signature(metrics)
             time.sleep(rng.random() * 0.8 * pace.rollout)
         case "save":
@@ -172,6 +172,11 @@ def kill_at(point: str, process: subprocess.Popen[str], workspace: Path, pace: P
         "any": True,
     }
     return point if arrived and in_place[point] else "any"
+
+
+def between_saves(step: int) -> bool:
+    """A step after PPO's first checkpoint, and no save follows it."""
+    return step >= SAVE_EVERY and (step + 1) % SAVE_EVERY != 0
 
 
 def wait_for_rows(

@@ -230,9 +230,10 @@ class Run:
         return [row for _, row in read_jsonl(path)] if path.exists() and path.stat().st_size else []
 
     def _append(self, name: str, row: Mapping[str, object], *, durable: bool) -> None:
-        with (self._path / name).open("ab", buffering=0) as file:
+        with (self._path / name).open("ab") as file:  # buffered: writes all, or raises
             file.write(encode_line(row))
             if durable:
+                file.flush()
                 os.fsync(file.fileno())
         if time.monotonic() - self._noted > _SECONDS_EVERY:
             self._note_seconds()

@@ -17,10 +17,20 @@ from prefloop.configs.ppo import KLConfig, PPOConfig
 from prefloop.configs.reward import RewardConfig
 from prefloop.configs.sft import SFTConfig
 from prefloop.configs.shared import EngineConfig, LoraConfig, OptimConfig
-from prefloop.data.jsonl import read_preferences, write_jsonl
+from prefloop.data.jsonl import read_preferences, text_completion, write_jsonl
 from prefloop.models.checkpoint import read_checkpoint
 from prefloop.stages import collect, evaluate, label, ppo, reward, sft
-from prefloop.types import Completion, Demonstration, Message, Preference, PrefloopError, Prompt, Sampling
+from prefloop.types import (
+    Comparison,
+    Completion,
+    Demonstration,
+    Judgment,
+    Message,
+    Preference,
+    PrefloopError,
+    Prompt,
+    Sampling,
+)
 
 ENGINE = EngineConfig(dtype="fp32", threads=1, token_budget=1500)
 PPO_METRICS = {
@@ -350,3 +360,11 @@ def test_ppo_in_bf16_keeps_its_checks(lora: LoraConfig | None) -> None:
     rows = metrics("bf16")
     assert rows[0]["kl/response"] == 0 and 0 < rows[-1]["sampler/logprob_gap"] < 0.05
     assert rows[-1]["kl/response"] > 0.05
+
+
+def test_agreement_of_people_who_always_choose_the_same_has_no_alpha() -> None:
+    prompt = Prompt(id="p", messages=(Message(role="user", content="Hi"),))
+    items = tuple(text_completion(prompt, text) for text in "ab")
+    comparison = Comparison(id="c", prompt=prompt, items=items)
+    judgments = [Judgment(comparison_id="c", annotator=name, ranking=(0, 1), shown_order=(0, 1)) for name in "xy"]
+    assert label.agreement([comparison], judgments) == {"agreement": 1.0, "krippendorff_alpha": None}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,8 @@ def first_wins(judgment: Judgment) -> float:
 
 
 def agreement(comparisons: Sequence[Comparison], judgments: Sequence[Judgment]) -> dict[str, float | None]:
-    """Mean share of annotator pairs that agree, and Krippendorff's nominal alpha; null with a single annotator."""
+    """Mean share of annotator pairs that agree, and Krippendorff's nominal alpha; null with a single annotator, and
+    alpha also where all chose the same, which leaves it undefined."""
     names = sorted({j.annotator for j in judgments})
     votes = {(j.annotator, j.comparison_id): first_wins(j) for j in judgments}
     same = [
@@ -98,7 +100,8 @@ def agreement(comparisons: Sequence[Comparison], judgments: Sequence[Judgment]) 
     if not same:
         return {"agreement": None, "krippendorff_alpha": None}
     ratings = [[votes.get((name, c.id)) for c in comparisons] for name in names]
-    return {"agreement": sum(same) / len(same), "krippendorff_alpha": krippendorff_alpha(ratings, level="nominal")}
+    alpha = krippendorff_alpha(ratings, level="nominal")
+    return {"agreement": sum(same) / len(same), "krippendorff_alpha": None if math.isnan(alpha) else alpha}
 
 
 def _accuracies(

@@ -63,14 +63,15 @@ def inputs(recipe: RecipeConfig, stage: str) -> dict[str, Any]:
 
 def run_control(recipe: RecipeConfig, stage: str) -> Mapping[str, Any]:
     """The negative control: the same recipe with a reward model that was trained on shuffled labels."""
-    given = inputs(recipe, stage) | {"out": f"runs/{recipe.name}/control/{stage}"}
+    config: Any = stage_config(recipe, stage, **inputs(recipe, stage))
+    changed: dict[str, Any] = {"out": f"runs/{recipe.name}/control/{stage}"}
     if stage == "reward":
-        given["shuffle_labels"] = True
+        changed["shuffle_labels"] = True
     if stage == "ppo":
-        given["reward"] = f"runs/{recipe.name}/control/reward"
+        changed["reward"] = f"runs/{recipe.name}/control/reward"
     if stage == "evaluate":
-        given |= {"policy": f"runs/{recipe.name}/control/ppo", "baselines": given["baselines"][:1]}
-    return RUNS[stage](stage_config(recipe, stage, **inputs(recipe, stage)).model_copy(update=given))
+        changed |= {"policy": f"runs/{recipe.name}/control/ppo", "baselines": config.baselines[:1]}
+    return RUNS[stage](config.model_copy(update=changed))
 
 
 def _announce(recipe: RecipeConfig, stage: str) -> None:

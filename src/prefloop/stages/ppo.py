@@ -320,7 +320,9 @@ class Watch:
         if self.judge is None or not config.baseline:
             return
         rows = [row for _, row in read_jsonl(f"{config.baseline}/samples.jsonl")]
-        rows = [row for row in rows if row["completion"]["sampling"]["temperature"] == config.temperature]
+        start = resolve_checkpoint(config.policy)
+        rows = [r for r in rows if r["completion"]["sampling"]["temperature"] == config.temperature]
+        rows = [r for r in rows if r.get("model", start) == start]
         prompts = [from_json(Prompt, row["prompt"]) for row in rows]
         answers = [from_json(Completion, row["completion"]) for row in rows]
         for prompt, score in zip(prompts, self.judge(prompts, answers), strict=True):
