@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from prefloop.data.chat import decode
 from prefloop.data.forest import ForestLayout, build_forest
+from prefloop.engine.decode import Decoder
 from prefloop.engine.verbs import Request, Weights
+from prefloop.models.attention import Layout
 from prefloop.models.load import LoadedModel, stop_token_ids
 from prefloop.ops.attention import Traits, attend
 from prefloop.types import Completion, FinishReason, Node, PrefloopError, Segment, Tree
@@ -31,13 +33,28 @@ class _Row:
 
 
 class _Cache:
-    """Keys and values of the rows being written, [rows, Hk, S, D] a layer; rows 0..n-1 are alive."""
+    """Keys and values of the rows being written, [rows, Hk, S, D] a layer; rows 0..n-1 are alive.
 
-    def __init__(self, rows: int, length: int) -> None:
-        self.rows, self.length = rows, length
+    Attention reads all S slots, because products over a slice of them would copy it first; so S grows by blocks.
+    """
+
+    BLOCK = 32
+
+    def __init__(self, rows: int) -> None:
+        self.rows, self.length = rows, 0
         self.lengths = torch.zeros(rows, dtype=torch.long)
         self.keys: dict[int, Tensor] = {}
         self.values: dict[int, Tensor] = {}
+
+    def reserve(self, length: int) -> None:
+        """Make room for rows of `length` tokens."""
+        if length <= self.length:
+            return
+        self.length = -(-length // self.BLOCK) * self.BLOCK
+        for store in (self.keys, self.values):
+            for layer, old in store.items():
+                store[layer] = old.new_zeros(*old.shape[:2], self.length, old.shape[3])
+                store[layer][:, :, : old.shape[2]] = old
 
     def slot(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         if layer not in self.keys:
@@ -69,27 +86,28 @@ class _Prefill:
         return self.layout.attend(layer, query, key, value, traits)
 
 
-@dataclass(frozen=True)
 class _Step:
-    """One new token in each of n rows, row i at position lengths[i]."""
+    """One new token in each of n rows, row i at position at[i]."""
 
-    cache: _Cache
-    rows: int
+    def __init__(self, cache: _Cache, at: Tensor) -> None:
+        self.cache, self.at = cache, at
+        self.index = torch.arange(len(at), device=at.device)
+        self.biases: dict[int | None, Tensor] = {}
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, traits: Traits) -> Tensor:
         keys, values = self.cache.slot(layer, key, value)
-        index, at = torch.arange(self.rows, device=key.device), self.cache.lengths[: self.rows].to(key.device)
-        keys[index, :, at] = key.transpose(0, 1)
-        values[index, :, at] = value.transpose(0, 1)
-        end = int(at.max()) + 1
-        slots = torch.arange(end, device=key.device)
-        seen = slots[None] <= at[:, None]
-        if traits.window is not None:
-            seen &= slots[None] > at[:, None] - traits.window
-        bias = torch.zeros(seen.shape, device=key.device).masked_fill_(~seen, float("-inf"))[:, None]
-        keys, values = keys[: self.rows, :, :end], values[: self.rows, :, :end]
-        out = attend(query.transpose(0, 1)[:, :, None], keys, values, bias, traits)
+        keys[self.index, :, self.at] = key.transpose(0, 1)
+        values[self.index, :, self.at] = value.transpose(0, 1)
+        if traits.window not in self.biases:
+            self.biases[traits.window] = self._bias(traits.window)
+        keys, values = keys[: len(self.at)], values[: len(self.at)]
+        out = attend(query.transpose(0, 1)[:, :, None], keys, values, self.biases[traits.window], traits)
         return out[:, :, 0].transpose(0, 1)
+
+    def _bias(self, window: int | None) -> Tensor:
+        slots, at = torch.arange(self.cache.length, device=self.at.device)[None], self.at[:, None]
+        seen = slots <= at if window is None else (slots <= at) & (slots > at - window)
+        return torch.zeros(seen.shape, device=seen.device).masked_fill_(~seen, float("-inf"))[:, None]
 
 
 class LocalSampler:
@@ -97,6 +115,7 @@ class LocalSampler:
 
     def __init__(self, loaded: LoadedModel, *, context: int, max_rows: int = 128, checkpoint: str = "") -> None:
         self.context, self.max_rows, self.checkpoint = context, max_rows, checkpoint
+        self.decoder: Decoder | None = None
         self.load(Weights(0, loaded))
 
     def load(self, weights: Weights) -> None:
@@ -104,6 +123,10 @@ class LocalSampler:
         self.version = weights.version
         self.loaded: LoadedModel = weights.content
         model: Any = self.loaded.model
+        if self.decoder is not None and self.decoder.model is model:
+            self.decoder.load()
+        else:
+            self.decoder = Decoder(model) if Decoder.suits(model) else None
         self.trunk: nn.Module = model.get_decoder()
         self.unembedding: nn.Module = model.get_output_embeddings()
         self.device = next(self.trunk.parameters()).device
@@ -113,7 +136,6 @@ class LocalSampler:
     def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
         """See verbs.Sampler. Raises PrefloopError for a prompt that leaves no room for an answer."""
         waiting = _grouped(requests)
-        longest = max((len(r.tokens) + r.sampling.max_tokens for r in requests), default=0)
         for request in requests:
             if len(request.tokens) + request.sampling.max_tokens > self.context:
                 size = f"{len(request.tokens)} tokens and {request.sampling.max_tokens} new ones"
@@ -122,7 +144,7 @@ class LocalSampler:
                     "shorten it or lower max_tokens."
                 )
         capacity = min(max(self.max_rows, max(map(len, waiting), default=1)), max(len(requests), 1))
-        cache = _Cache(capacity, longest)
+        cache = _Cache(capacity)
         alive: list[_Row] = []
         while waiting or alive:
             fresh: list[list[Request]] = []
@@ -148,6 +170,7 @@ class LocalSampler:
             cache.lengths[first : len(alive)] = length
             start += length
             repeats.append(len(group))
+        cache.reserve(int(cache.lengths[: len(alive)].max()))
         states = self._hidden(forest.tokens, forest.positions, _Prefill(forest.layout, cache, tuple(spans)))
         last = states[forest.leaves].repeat_interleave(torch.tensor(repeats, device=self.device), dim=0)
         return self._logits(last)
@@ -155,16 +178,21 @@ class LocalSampler:
     def _decode(self, cache: _Cache, alive: Sequence[_Row]) -> Tensor:
         tokens = torch.tensor([row.tokens[-1] for row in alive], device=self.device)
         positions = cache.lengths[: len(alive)].to(self.device)
-        states = self._hidden(tokens, positions, _Step(cache, len(alive)))
+        cache.reserve(int(positions.max()) + 1)
+        layout = _Step(cache, positions)
+        step = self.decoder.step if self.decoder else self._hidden
+        states = step(tokens, positions, layout)
         cache.lengths[: len(alive)] += 1
         return self._logits(states)
 
-    def _hidden(self, tokens: Tensor, positions: Tensor, layout: object) -> Tensor:
+    def _hidden(self, tokens: Tensor, positions: Tensor, layout: Layout) -> Tensor:
         out = self.trunk(input_ids=tokens[None], position_ids=positions[None], layout=layout, use_cache=False)
         states: Tensor = out.last_hidden_state[0]
         return states
 
     def _logits(self, states: Tensor) -> Tensor:
+        if self.decoder is not None:
+            return self.decoder.head(states)
         logits = states @ cast(Tensor, self.unembedding.weight).T
         softcap: float | None = getattr(self.loaded.model.config.get_text_config(), "final_logit_softcapping", None)
         return softcap * torch.tanh(logits.float() / softcap) if softcap else logits

@@ -94,6 +94,12 @@ def merged_state(model: nn.Module) -> dict[str, Tensor]:
     return state | merged
 
 
+@torch.no_grad()
+def merged_weight(linear: nn.Module) -> Tensor:
+    """The weight [out, in] of a linear layer with its adapter, if it has one, folded in."""
+    return _merged(linear) if isinstance(linear, LoraLayer) else cast(Tensor, linear.weight)
+
+
 def _merged(layer: LoraLayer) -> Tensor:
     weight = cast(Any, layer.get_base_layer()).weight
     delta = cast(Any, layer).get_delta_weight("default")
