@@ -3,7 +3,7 @@ packed once per version instead of once per product. Other families decode throu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -55,7 +55,7 @@ class Decoder:
             width: int = attention.head_dim
             heads = qkv(layer.input_layernorm(states)).view(len(tokens), -1, width).transpose(0, 1)
             key_heads = heads.shape[0] // (attention.num_key_value_groups + 2)
-            query, key, value = heads.split((heads.shape[0] - 2 * key_heads, key_heads, key_heads))
+            query, key, value = heads[: -2 * key_heads], heads[-2 * key_heads : -key_heads], heads[-key_heads:]
             mixed = layout.attend(
                 index, _rotated(query, cos, sin), _rotated(key, cos, sin), value, Traits(scaling=attention.scaling)
             )
@@ -77,15 +77,13 @@ def _products(layer: Any) -> tuple[Product, ...]:
 
 
 @torch.no_grad()
-def packed(*linears: nn.Module) -> Product:
+def packed(*linears: Any) -> Product:
     """x [N, in] -> [N, sum of out]: linear layers over one input, adapters merged, as one product."""
     weight = torch.cat([merged_weight(linear) for linear in linears])
-    biases = [linear.bias for linear in linears]
-    bias = None if biases[0] is None else torch.cat([b for b in biases if b is not None])
+    bias = None if linears[0].bias is None else torch.cat([linear.bias for linear in linears])
     if weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported():
         laid_out = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
-        none: Sequence[Any] = []
-        return lambda x: torch.ops.mkldnn._linear_pointwise(x, laid_out, bias, "none", none, "")  # type: ignore[no-any-return]
+        return lambda x: torch.ops.mkldnn._linear_pointwise(x, laid_out, bias, "none", [], "")
     return lambda x: nn.functional.linear(x, weight, bias)
 
 
