@@ -42,7 +42,8 @@ def test_a_new_run_describes_itself(tmp_path: Path) -> None:
 
 
 def test_other_settings_are_refused_and_named(tmp_path: Path) -> None:
-    start(tmp_path / "a").close()
+    with start(tmp_path / "a") as run:
+        run.log(0, {"x": 1.0})
     with pytest.raises(PrefloopError) as caught:
         start(tmp_path / "a", steps=5, kl={"target": 3.0})
     assert "steps is 30 there and 5 here; kl.target is 6.0 there and 3.0 here. Use the same settings" in str(
@@ -52,6 +53,33 @@ def test_other_settings_are_refused_and_named(tmp_path: Path) -> None:
         start(tmp_path / "a", steps=5, group=2, clip=0.1, gamma=0.9, seed=1)
     (tmp_path / "a").rename(tmp_path / "b")
     start(tmp_path / "b").close()
+
+
+def test_settings_bind_only_once_something_was_done(tmp_path: Path) -> None:
+    """A first call that failed on a mistyped input leaves nothing to go on from."""
+    start(tmp_path, prompts="promts.jsonl").close()
+    with start(tmp_path, prompts="prompts.jsonl") as run:
+        assert json.loads((run.path / "config.json").read_text())["prompts"] == "prompts.jsonl"
+        run.log(0, {"x": 1.0})
+    with pytest.raises(PrefloopError, match="started with other settings"):
+        start(tmp_path, prompts="promts.jsonl")
+
+
+@pytest.mark.parametrize("name", ["prefloop.json", "preferences.jsonl", "samples.jsonl"])
+def test_a_parent_that_changed_since_is_refused(tmp_path: Path, name: str) -> None:
+    parent = tmp_path / "parent"
+    parent.mkdir()
+    (parent / name).write_text("before")
+
+    def open_run() -> Run:
+        return Run.open(tmp_path / "a", config(tmp_path / "a"), stage="ppo", parents={"policy": str(parent)})
+
+    with open_run() as run:
+        run.log(0, {"x": 1.0})
+    open_run().close()
+    (parent / name).write_text("after")
+    with pytest.raises(PrefloopError, match=r"its policy, .*parent, has changed since this run began"):
+        open_run()
 
 
 def test_hash_depends_on_settings_but_not_on_the_folder(tmp_path: Path) -> None:
@@ -172,7 +200,8 @@ def test_checkpoint_folders_sort_by_step(tmp_path: Path) -> None:
 
 
 def test_a_torn_settings_file_is_named(tmp_path: Path) -> None:
-    start(tmp_path).close()
+    with start(tmp_path) as run:
+        run.log(0, {"x": 1.0})
     (tmp_path / "config.json").write_text('{"out"')
     with pytest.raises(PrefloopError, match=r"config\.json: broken JSON"):
         start(tmp_path)

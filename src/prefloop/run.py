@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import math
 import os
@@ -27,6 +28,9 @@ from prefloop.types import Json, MetricRow, PrefloopError
 __all__ = ["Run", "Ticker", "config_hash", "progress", "write_atomic"]
 
 _METRICS, _SAMPLES, _LOCK = "metrics.jsonl", "samples.jsonl", "run.lock"
+_BEGUN = (_METRICS, _SAMPLES, "checkpoints", "checkpoint", "preferences.jsonl", "result.json")
+_OFFERED = ("prefloop.json", "preferences.jsonl", "samples.jsonl")
+_OWN = (_LOCK, "run.json", "config.json", "seconds.json")
 _LINE_EVERY = 10.0
 _SECONDS_EVERY = 1.0
 _DIFFERENCES_SHOWN = 3
@@ -117,7 +121,8 @@ class Run:
 
         Writes config.json, run.json (stage, versions, seed, parents {role: path}, started). A line that an interrupted
         process left torn is cut off, and what it had half saved is removed. Raises PrefloopError when another process
-        holds the folder, when it was started with other settings, or when it holds files that are no run."""
+        holds the folder, when it was started with other settings or its parents have changed since, or when it holds
+        files that are no run. Settings bind only once there is something to go on from."""
         path = Path(out)
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -125,8 +130,8 @@ class Run:
         except OSError as error:
             raise PrefloopError(f"{path}: cannot be used as a run folder ({error.strerror}).") from error
         try:
-            if (path / "config.json").exists():
-                _same(path, config)
+            if any((path / name).exists() for name in _BEGUN):
+                _same(path, config, parents)
             else:
                 _begin(path, config, stage, parents)
             _sweep(path)
@@ -162,11 +167,13 @@ class Run:
         return max((row.step for row in self.metrics()), default=-1)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Append a row to metrics.jsonl, on disk when this returns. Raises PrefloopError for a value not finite."""
+        """Append a row to metrics.jsonl, on disk when this returns, and so are the samples before it. Raises
+        PrefloopError for a value not finite."""
         for name, value in values.items():
             if not math.isfinite(value):
                 advice = "try a lower learning rate, or look at the data"
                 raise PrefloopError(f"{self._path}: metric {name} is {value} at step {step}; {advice}.")
+        self._sync(_SAMPLES)
         self._append(_METRICS, {"step": step, **values}, durable=True)
 
     def sample(self, step: int, record: Mapping[str, object]) -> None:
@@ -203,9 +210,7 @@ class Run:
         """Write result.json, whole, and return it with "seconds": wall-clock of all sessions together. Only then do the
         checkpoints to resume from go."""
         for name in (_METRICS, _SAMPLES):
-            if (self._path / name).exists():
-                with (self._path / name).open("rb") as file:
-                    os.fsync(file.fileno())
+            self._sync(name)
         complete = json.loads(encode_line(dict(result) | {"seconds": round(self._seconds(), 3)}))
         write_atomic(self._path / "result.json", _dump(complete))
         shutil.rmtree(self._path / "checkpoints", ignore_errors=True)
@@ -238,6 +243,11 @@ class Run:
         if time.monotonic() - self._noted > _SECONDS_EVERY:
             self._note_seconds()
 
+    def _sync(self, name: str) -> None:
+        if (self._path / name).exists():
+            with (self._path / name).open("rb") as file:
+                os.fsync(file.fileno())
+
     def _seconds(self) -> float:
         return self._before + time.monotonic() - self._began
 
@@ -257,7 +267,18 @@ def _sweep(path: Path) -> None:
         shutil.rmtree(path / "checkpoints", ignore_errors=True)
 
 
-def _same(path: Path, config: BaseModel) -> None:
+def _fingerprint(parent: str) -> str | None:
+    """SHA-256 of what a stage takes from a parent on this disk: a checkpoint's manifest (which holds the hashes of its
+    files), a run's preferences or samples, or the file itself; None for a name."""
+    path = Path(parent)
+    for file in (*(path / name for name in _OFFERED), path):
+        if file.is_file():
+            with file.open("rb") as content:
+                return hashlib.file_digest(content, "sha256").hexdigest()
+    return None
+
+
+def _same(path: Path, config: BaseModel, parents: Mapping[str, str]) -> None:
     before = {key: value for key, value in _read_object(path / "config.json").items() if key != "out"}
     found = list(_differences(before, _settings(config)))
     if found:
@@ -266,10 +287,16 @@ def _same(path: Path, config: BaseModel) -> None:
             f"{path}: this run was started with other settings: {'; '.join(found[:_DIFFERENCES_SHOWN])}{more}. Use the"
             " same settings to go on, choose another folder, or remove this one."
         )
+    known = _read_object(path / "run.json").get("fingerprints", {})
+    for role, parent in parents.items():
+        if role in known and known[role] != _fingerprint(parent):
+            raise PrefloopError(
+                f"{path}: its {role}, {parent}, has changed since this run began; remove this folder to run it again."
+            )
 
 
 def _begin(path: Path, config: BaseModel, stage: str, parents: Mapping[str, str]) -> None:
-    foreign = [p.name for p in path.iterdir() if p.name not in (_LOCK, "run.json") and not p.name.startswith(".")]
+    foreign = [p.name for p in path.iterdir() if p.name not in _OWN and not p.name.startswith(".")]
     if foreign:
         raise PrefloopError(f"{path}: this folder holds {sorted(foreign)[0]} but is no run; choose another folder.")
     about = {
@@ -277,6 +304,7 @@ def _begin(path: Path, config: BaseModel, stage: str, parents: Mapping[str, str]
         "versions": _versions(),
         "seed": getattr(config, "seed", None),
         "parents": dict(parents),
+        "fingerprints": {role: _fingerprint(parent) for role, parent in parents.items()},
         "config_hash": config_hash(config),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }

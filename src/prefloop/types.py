@@ -123,7 +123,7 @@ class Judgment:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preference:
     """What a reward model or DPO learns from: `target` = probability that items[0] is better than items[1],
-    or a `ranking` of all items. `group` ties preferences over one prompt to one tree."""
+    or a `ranking` of all items. `group` ties preferences over one prompt to one tree. `simulated`: by no real person."""
 
     prompt: Prompt
     items: tuple[Completion, ...]
@@ -132,6 +132,7 @@ class Preference:
     weight: float = 1.0
     margin: float = 0.0
     group: str = ""
+    simulated: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

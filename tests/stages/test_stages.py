@@ -176,7 +176,7 @@ def test_the_whole_loop() -> None:
         assert {file: file.stat().st_mtime_ns for file in Path(config.out).rglob("*.json*")} == written
 
     steps = metrics("r/sft")
-    assert [row["step"] for row in steps] == list(range(6))
+    assert [row["step"] for row in steps] == list(range(5))
     assert {"loss/train", "optim/lr", "optim/grad_norm", "time/step"} <= steps[0].keys()
     assert steps[-1]["loss/train"] < steps[0]["loss/train"]
     assert len(samples("r/collect")) == 18 and samples("r/collect")[0]["model"] == "r/sft/checkpoint"

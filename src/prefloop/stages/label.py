@@ -10,8 +10,8 @@ from typing import Any
 
 from prefloop.annotators.simulated import Annotator, judge
 from prefloop.configs.collect import LabelConfig
-from prefloop.data.jsonl import read_jsonl, write_jsonl
-from prefloop.data.pairing import pair_completions
+from prefloop.data.jsonl import read_jsonl, read_preferences, write_jsonl
+from prefloop.data.pairing import comparison_id, pair_completions
 from prefloop.ops.statistics import krippendorff_alpha
 from prefloop.rewards.rubric import rubric
 from prefloop.run import Run, progress
@@ -22,22 +22,24 @@ from prefloop.types import Comparison, Completion, Judgment, Preference, Prefloo
 def run(config: LabelConfig) -> Mapping[str, Any]:
     """Pair, judge by every annotator of the panel, and write preferences.jsonl. Simulated people, and named so."""
     with Run.open(config.out, config, stage="label", parents={"completions": config.completions}) as run:
+        name = str(run.path)
         if run.finished:
+            _refuse_newer_labels(config, run)
             return run.result
         prompts, answers = read_completions(config.completions)
         comparisons = pair_completions(answers, list(prompts.values()), pairs=config.pairs, seed=config.seed)
         scores = {c.id: rubric([c.prompt] * len(c.items), c.items) for c in comparisons}
-        name = str(run.path)
         with open_store(config.database) as store, progress(len(comparisons) * len(config.panel), "judgments") as bar:
             store.add_comparisons(name, comparisons)
             for person in config.panel:
                 annotator = Annotator(**person.model_dump(), seed=config.seed)
-                pending = store.pending(name, person.name)
+                pending = [c for c in store.pending(name, person.name) if c.id in scores]
                 made = [judge(annotator, comparison, scores[comparison.id]) for comparison in pending]
                 store.add_judgments(name, made, simulated=True)
                 bar.advance(len(comparisons), person.name)
-            judgments = store.judgments(name)
-        preferences = to_preferences(comparisons, judgments)
+            judgments = [j for j in store.judgments(name) if j.comparison_id in scores]
+            simulated = store.annotators(name)
+        preferences = to_preferences(comparisons, judgments, simulated)
         write_jsonl(run.path / "preferences.jsonl", preferences)
         return run.finish(
             {
@@ -45,8 +47,20 @@ def run(config: LabelConfig) -> Mapping[str, Any]:
                 "judgments": len(judgments),
                 **agreement(comparisons, judgments),
                 "annotators": _accuracies(comparisons, judgments, scores),
-                "simulated": True,
+                "simulated": all(preference.simulated for preference in preferences),
             }
+        )
+
+
+def _refuse_newer_labels(config: LabelConfig, run: Run) -> None:
+    """Labels that came after this stage had finished must not be left out in silence."""
+    used = {comparison_id(p.items) for p in read_preferences(run.path / "preferences.jsonl")}
+    with open_store(config.database) as store:
+        count = sum(j.comparison_id in used for j in store.judgments(str(run.path)))
+    if count > run.result["judgments"]:
+        raise PrefloopError(
+            f"{run.path}: the label store holds {count - run.result['judgments']} judgments more than this stage used; "
+            "remove this folder, and those of the stages after it, to use them."
         )
 
 
@@ -66,13 +80,22 @@ def read_completions(source: str) -> tuple[dict[str, Prompt], dict[str, list[Com
     return prompts, answers
 
 
-def to_preferences(comparisons: Sequence[Comparison], judgments: Sequence[Judgment]) -> list[Preference]:
-    """One preference a comparison: target = share of its annotators that put item 0 first, a tie counting half."""
-    votes: dict[str, list[float]] = {}
+def to_preferences(
+    comparisons: Sequence[Comparison], judgments: Sequence[Judgment], simulated: Mapping[str, bool]
+) -> list[Preference]:
+    """One preference a comparison: target = share of its annotators that put item 0 first, a tie counting half.
+    simulated: of each annotator."""
+    votes: dict[str, list[Judgment]] = {}
     for judgment in judgments:
-        votes.setdefault(judgment.comparison_id, []).append(first_wins(judgment))
+        votes.setdefault(judgment.comparison_id, []).append(judgment)
     return [
-        Preference(prompt=c.prompt, items=c.items, target=sum(votes[c.id]) / len(votes[c.id]), group=c.prompt.id)
+        Preference(
+            prompt=c.prompt,
+            items=c.items,
+            target=sum(map(first_wins, votes[c.id])) / len(votes[c.id]),
+            group=c.prompt.id,
+            simulated=all(simulated[judgment.annotator] for judgment in votes[c.id]),
+        )
         for c in comparisons
         if c.id in votes
     ]

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -46,13 +47,15 @@ def run(config: RewardConfig) -> Mapping[str, Any]:
             pooling=config.pooling,
             seed=config.seed,
         )
-        total = math.ceil(len(trees) / config.batch) * config.epochs
+        examples = len(trees) * config.epochs
+        total = math.ceil(examples / config.batch)
         start, _ = resume(run, learner, parent)
 
         with progress(total, "updates", done=start) as bar:
             for step in range(start, total):
                 began = time.perf_counter()
-                batch = take(trees, step * config.batch, config.batch, config.seed)
+                done = step * config.batch
+                batch = take(trees, done, min(config.batch, examples - done), config.seed)
                 metrics = learner.forward_backward(batch, "bradley_terry", {})
                 factor = rate(config.optim, step, total)
                 metrics |= learner.optim_step(config.optim.lr * factor, config.optim.head_lr * factor)
@@ -65,7 +68,7 @@ def run(config: RewardConfig) -> Mapping[str, Any]:
         figures = _measure(run, learner, encoder, heldout, gain, bias)
         details = {"pooling": config.pooling, "gain": gain, "bias": bias}
         checkpoint = save_final(run, learner, total, parent, "reward", details)
-        history = [row.values["accuracy/train"] for row in run.metrics()][-len(trees) // config.batch :]
+        history = [row.values["accuracy/train"] for row in run.metrics()][-(len(trees) // config.batch or 1) :]
         return run.finish(
             {
                 "checkpoint": checkpoint,
@@ -100,6 +103,17 @@ def split(preferences: Sequence[Preference], config: RewardConfig) -> tuple[list
     return training, heldout
 
 
+def as_pairs(preference: Preference) -> list[Preference]:
+    """A ranking as its K(K-1)/2 pairs, ties with target 0.5; a pair as it is."""
+    if preference.ranking is None:
+        return [preference]
+    made = []
+    for (a, first), (b, second) in combinations(zip(preference.items, preference.ranking, strict=True), 2):
+        target = 0.5 if first == second else float(first < second)
+        made.append(dataclasses.replace(preference, items=(a, b), ranking=None, target=target))
+    return made
+
+
 def _flipped(preference: Preference) -> Preference:
     if preference.ranking is not None:
         worst = max(preference.ranking)
@@ -132,7 +146,7 @@ def centre(
 def by_prompt(items: Sequence[tuple[Prompt, Completion]]) -> dict[str, tuple[Prompt, list[Completion]]]:
     """Each prompt with its answers, every answer once, in order."""
     answers: dict[str, tuple[Prompt, list[Completion]]] = {}
-    for prompt, item in {item.id: (prompt, item) for prompt, item in items}.values():
+    for prompt, item in {(prompt.id, item.id): (prompt, item) for prompt, item in items}.values():
         answers.setdefault(prompt.id, (prompt, []))[1].append(item)
     return answers
 
@@ -142,15 +156,15 @@ def _measure(
 ) -> dict[str, Any]:
     """Held-out figures; the scored pairs are the lines of samples.jsonl. The ceiling is the rubric's, for simulated
     annotators and prompts with checks; null otherwise."""
-    pairs = [p for p in heldout if p.ranking is None and p.items[0].text != p.items[1].text]
+    pairs = [pair for p in heldout for pair in as_pairs(p) if pair.items[0].text != pair.items[1].text]
     answers = by_prompt([(p.prompt, item) for p in pairs for item in p.items])
     trees = [answer_tree(prompt, items, encoder) for prompt, items in answers.values()]
     scores = {
-        item.id: gain * reading.scores[1 + place] + bias
-        for (_, items), reading in zip(answers.values(), learner.forward(trees, {"scores"}), strict=True)
+        (prompt.id, item.id): gain * reading.scores[1 + place] + bias
+        for (prompt, items), reading in zip(answers.values(), learner.forward(trees, {"scores"}), strict=True)
         for place, item in enumerate(items)
     }
-    gold_known = all(p.prompt.checks for p in pairs)
+    gold_known = all(p.simulated and p.prompt.checks for p in pairs)
     (run.path / "samples.jsonl").unlink(missing_ok=True)
     measured = []
     for preference in pairs:
@@ -159,8 +173,8 @@ def _measure(
         pair = HeldoutPair(
             prompt_id=preference.prompt.id,
             target=1.0 if preference.target is None else preference.target,
-            score_a=scores[a.id],
-            score_b=scores[b.id],
+            score_a=scores[preference.prompt.id, a.id],
+            score_b=scores[preference.prompt.id, b.id],
             words_a=len(a.text.split()),
             words_b=len(b.text.split()),
             gold_a=gold[0],

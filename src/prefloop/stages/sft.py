@@ -30,13 +30,15 @@ def run(config: SFTConfig) -> Mapping[str, Any]:
         demonstrations = load_demonstrations(config.demonstrations)
         trees = [tree for d in demonstrations for tree in demonstration_trees(d, encoder)]
         learner = build_learner(loaded, config.engine, config.optim, lora=config.lora, seed=config.seed)
-        total = math.ceil(len(trees) / config.batch) * config.epochs
+        examples = len(trees) * config.epochs
+        total = math.ceil(examples / config.batch)
         start, _ = resume(run, learner, parent)
 
         with progress(total, "updates", done=start) as bar:
             for step in range(start, total):
                 began = time.perf_counter()
-                batch = take(trees, step * config.batch, config.batch, config.seed)
+                done = step * config.batch
+                batch = take(trees, done, min(config.batch, examples - done), config.seed)
                 metrics = learner.forward_backward(batch, "sft", {})
                 first = metrics["loss/train"]
                 if step == 0 and first > 2 * math.log(encoder.tokenizer.vocab_size):
