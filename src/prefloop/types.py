@@ -123,7 +123,8 @@ class Judgment:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preference:
     """What a reward model or DPO learns from: `target` = probability that items[0] is better than items[1],
-    or a `ranking` of all items. `group` ties preferences over one prompt to one tree. `simulated`: by no real person."""
+    or a `ranking` of all items. `group` ties preferences over one prompt to one tree. `simulated`: no real
+    person had a say."""
 
     prompt: Prompt
     items: tuple[Completion, ...]

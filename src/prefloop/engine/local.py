@@ -21,7 +21,7 @@ from prefloop.models.checkpoint import load_state, load_training, save_checkpoin
 from prefloop.models.heads import ScalarHead
 from prefloop.models.load import LoadedModel
 from prefloop.models.lora import adapter_off, adapter_parameters
-from prefloop.ops.logprobs import exact_kl, token_logprobs
+from prefloop.ops.logprobs import Compared, compared_logprobs, token_logprobs
 from prefloop.types import Checkpoint, PrefloopError, Tree
 
 Pooling = Literal["last", "mean"]
@@ -102,44 +102,37 @@ class LocalScorer:
         for members in pack(trees, self.token_budget):
             forest = build_forest([trees[i] for i in members], self.device)
             states = self.hidden(forest)
-            out = self.outputs(forest, states, read, temperature)
-            reference_logprobs = divergence = None
-            if reference is not None:
-                reference_logprobs, divergence = self._against(
-                    forest, states, reference, exact="exact_kl" in read, temperature=temperature
-                )
-            columns = {
-                "logprobs": out.logprobs,
-                "entropy": out.entropy,
-                "values": out.values,
-                "reference_logprobs": reference_logprobs,
-                "exact_kl": divergence,
-            }
+            if reference is None:
+                out = self.outputs(forest, states, read, temperature)
+                columns = {"logprobs": out.logprobs, "entropy": out.entropy, "values": out.values}
+            else:
+                out = self.outputs(forest, states, read - {"logprobs", "entropy"}, temperature)
+                both = self._against(forest, states, reference, temperature)
+                columns = {
+                    "logprobs": both.logp,
+                    "entropy": both.entropy,
+                    "values": out.values,
+                    "reference_logprobs": both.logq,
+                    "exact_kl": both.kl,
+                }
             _scatter(made, members, forest, [trees[i] for i in members], columns, out.scores)
         return made
 
-    def _against(
-        self, forest: Forest, states: Tensor, reference: LocalScorer | str, *, exact: bool, temperature: float
-    ) -> tuple[Tensor, Tensor | None]:
+    def _against(self, forest: Forest, states: Tensor, reference: LocalScorer | str, temperature: float) -> Compared:
         if reference == "adapter-off" and not adapter_parameters(self.model):
             raise PrefloopError(f"{self.loaded.name} has no adapters to switch off; give a reference model.")
         other = self if isinstance(reference, str) else reference
         with adapter_off(self.model) if isinstance(reference, str) else contextlib.nullcontext():
             states_q = other.hidden(forest)
-        out = other.outputs(forest, states_q, {"logprobs"}, temperature)
-        assert out.logprobs is not None
-        if not exact:
-            return out.logprobs, None
-        rows = forest.sources
-        divergence = exact_kl(
-            states[rows],
+        return compared_logprobs(
+            states[forest.sources],
             self.unembedding,
-            states_q[rows],
+            states_q[forest.sources],
             other.unembedding,
+            forest.tokens[forest.targets],
             temperature=temperature,
             softcap=self.softcap,
         )
-        return out.logprobs, divergence
 
 
 def _scatter(

@@ -55,7 +55,8 @@ class Scorer(Protocol):
     def forward(
         self, trees: Sequence[Tree], read: AbstractSet[Read], *, temperature: float = 1.0, reference: Any = None
     ) -> list[Readings]:
-        """Readings of each tree, in order. `reference`: a Scorer or "adapter-off", for reference_logprobs, exact_kl."""
+        """Readings of each tree, in order. `reference`: a Scorer or "adapter-off"; with it come, in one pass,
+        logprobs, entropy, reference_logprobs and exact_kl."""
         ...
 
 

@@ -4,7 +4,7 @@ R tokens read, V vocabulary, D width. Where a gradient is needed a chunk's logit
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Float32, Int64
@@ -19,7 +19,7 @@ def token_logprobs(
     *,
     temperature: float = 1.0,
     softcap: float | None = None,
-    chunk: int = 1024,
+    chunk: int = 128,
     entropy: bool = False,
 ) -> tuple[Float32[Tensor, " R"], Float32[Tensor, " R"] | None]:
     """log p(target_r) in nats and, when asked for, the entropy -sum_v p_v log p_v of the same distribution.
@@ -38,6 +38,43 @@ def token_logprobs(
     return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts]) if entropy else None
 
 
+class Compared(NamedTuple):
+    """What two models say of the same tokens, [R] each, in nats: log p and log q of the targets, the entropy of p,
+    and KL(p || q) over the whole vocabulary."""
+
+    logp: Tensor
+    logq: Tensor
+    entropy: Tensor
+    kl: Tensor
+
+
+def compared_logprobs(
+    hidden_p: Float[Tensor, "R D"],
+    weight_p: Float[Tensor, "V D"],
+    hidden_q: Float[Tensor, "R Dq"],
+    weight_q: Float[Tensor, "V Dq"],
+    targets: Int64[Tensor, " R"],
+    *,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    chunk: int = 128,
+) -> Compared:
+    """`token_logprobs` of both models and `exact_kl`, with each model's logits made once.
+
+    p and q are the distributions of `token_logprobs`. ValueError when temperature <= 0.
+    """
+
+    def read(hidden_p: Tensor, hidden_q: Tensor, targets: Tensor, weight_p: Tensor, weight_q: Tensor) -> Compared:
+        logp = _log_softmax(hidden_p, weight_p, temperature, softcap)
+        logq = _log_softmax(hidden_q, weight_q, temperature, softcap)
+        p, chosen = logp.exp(), targets[:, None]
+        entropy, kl = -(p * logp).sum(-1), (p * (logp - logq)).sum(-1)
+        return Compared(logp.gather(-1, chosen).squeeze(-1), logq.gather(-1, chosen).squeeze(-1), entropy, kl)
+
+    parts = _by_chunk(read, (hidden_p, hidden_q, targets), (weight_p, weight_q), chunk)
+    return Compared(*map(torch.cat, zip(*parts, strict=True)))
+
+
 def exact_kl(
     hidden_p: Float[Tensor, "R D"],
     weight_p: Float[Tensor, "V D"],
@@ -46,19 +83,16 @@ def exact_kl(
     *,
     temperature: float = 1.0,
     softcap: float | None = None,
-    chunk: int = 1024,
+    chunk: int = 128,
 ) -> Float32[Tensor, " R"]:
     """KL(p || q) = sum_v p_v (log p_v - log q_v) per token, in nats, over the whole vocabulary.
 
     p and q are the distributions of `token_logprobs`. ValueError when temperature <= 0.
     """
-
-    def read(hidden_p: Tensor, hidden_q: Tensor, weight_p: Tensor, weight_q: Tensor) -> Tensor:
-        logp = _log_softmax(hidden_p, weight_p, temperature, softcap)
-        logq = _log_softmax(hidden_q, weight_q, temperature, softcap)
-        return (logp.exp() * (logp - logq)).sum(-1)
-
-    return torch.cat(_by_chunk(read, (hidden_p, hidden_q), (weight_p, weight_q), chunk))
+    targets = torch.zeros(len(hidden_p), dtype=torch.long, device=hidden_p.device)
+    return compared_logprobs(
+        hidden_p, weight_p, hidden_q, weight_q, targets, temperature=temperature, softcap=softcap, chunk=chunk
+    ).kl
 
 
 def _log_softmax(hidden: Tensor, weight: Tensor, temperature: float, softcap: float | None) -> Tensor:
