@@ -74,7 +74,7 @@ def test_demonstrations_are_good_by_the_rubric_but_for_the_pleasantries_of_a_wri
     plain = {name: score.value for name, score in found.items() if score.parts["no_boilerplate"] == 1.0}
     chatty = {name: score.value for name, score in found.items() if name not in plain}
     assert {name: value for name, value in plain.items() if value <= 0.75} == {}
-    assert {name: value for name, value in chatty.items() if not 0.45 < value < 0.8} == {}
+    assert {name: value for name, value in chatty.items() if not 0.25 < value < 0.6} == {}
     assert 1 / 3 < len(chatty) / len(found) < 1 / 2
     swapped = [
         score_text(d.prompt, DEMONSTRATIONS[(i + len(DEMONSTRATIONS) // 2) % len(DEMONSTRATIONS)].completion).value
