@@ -195,12 +195,6 @@ class MetricRow:
     values: Mapping[str, float]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EvalReport:
-    task: str
-    scores: Mapping[str, Json]
-
-
 Record = TypeVar("Record")
 
 

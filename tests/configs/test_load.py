@@ -92,7 +92,17 @@ def test_a_loaded_stage_is_what_its_json_says(stage: str, seed: int, name: str) 
         ('name = "a"\n[ppo.kl]\ntargte = 1', [], ["'targte'", "[ppo.kl]", "'target'"]),
         ('name = "a"\n[sft.lora]\nrnak = 1', [], ["'rnak'", "[sft.lora]", "'rank'"]),
         ('name = "a"\n[[label.panel]]\nnmae = "x"', [], ["'nmae'", "[label.panel.0]", "'name'"]),
-        ('name = "a"\n[[label.panel]]\nname = "x"', [], ["[label.panel.0]", "accuracy is missing"]),
+        ('name = "a"\n[[label.panel]]\nname = "simulated"', [], ["[label.panel.0]", "accuracy is missing"]),
+        (
+            'name = "a"\n[[label.panel]]\nname = "Ada"\naccuracy = 0.9',
+            [],
+            ["[label.panel.0]", "begin with 'simulated'"],
+        ),
+        (
+            'name = "a"\n[label]\npanel = [{name = "simulated", accuracy = 0.9}, {name = "simulated", accuracy = 0.8}]',
+            [],
+            ["label", "two annotators named 'simulated'"],
+        ),
         ('name = "a"\n[sft]\nqqqqqq = 1', [], ["'qqqqqq'", "known:", "demonstrations"]),
         ('name = "a"', ["ppo.steps=many"], ["[ppo] steps", '"many"', "integer"]),
         ('name = "a"', ["ppo.steps=2.5"], ["[ppo] steps", "2.5", "integer"]),

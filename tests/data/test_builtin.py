@@ -80,5 +80,5 @@ def test_demonstrations_are_good_by_the_rubric_but_for_the_pleasantries_of_a_wri
         score_text(d.prompt, DEMONSTRATIONS[(i + len(DEMONSTRATIONS) // 2) % len(DEMONSTRATIONS)].completion).value
         for i, d in enumerate(DEMONSTRATIONS)
     ]
-    assert sum(swapped) / len(swapped) < sum(chatty.values()) / len(chatty) - 0.15
+    assert sum(swapped) / len(swapped) < sum(chatty.values()) / len(chatty) - 0.1
     assert rubric([], []) == []

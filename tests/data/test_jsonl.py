@@ -171,6 +171,11 @@ def test_prompts_of_others(write: Write) -> None:
     assert [prompt.split for prompt in found] == ["train", "train"]
 
 
+def test_our_own_prompts_keep_what_they_are_when_an_answer_follows(write: Write) -> None:
+    (found,) = read_prompts(write({"id": "a", "messages": [USER, HELLO], "slice": "factual", "split": "dev"}))
+    assert (found.id, found.slice, found.split, turns(found.messages)) == ("a", "factual", "dev", [("user", "Hi")])
+
+
 def test_demonstrations_of_others(write: Write) -> None:
     found = read_demonstrations(
         write(

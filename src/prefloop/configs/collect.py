@@ -1,8 +1,8 @@
 """Sampling answers and having them compared."""
 
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from prefloop.configs.shared import Config, EngineConfig
 
@@ -18,6 +18,13 @@ class AnnotatorConfig(Config):
     """Logit added for the answer shown first."""
     length_bias: float = 0.0
     """Logit per tanh(difference in words / 30) in favour of the longer answer."""
+
+    @field_validator("name")
+    @classmethod
+    def _named_for_what_it_is(cls, name: str) -> str:
+        if not name.startswith("simulated"):
+            raise ValueError("the name must begin with 'simulated', so that its labels are never taken for a person's")
+        return name
 
 
 class CollectConfig(Config):
@@ -64,3 +71,10 @@ class LabelConfig(Config):
     """SQLAlchemy URL of the label store; empty takes prefloop.db in the workspace."""
     seed: int = 0
     """Seed of pair choice and of the annotators."""
+
+    @model_validator(mode="after")
+    def _annotators_differ(self) -> Self:
+        names = [annotator.name for annotator in self.panel]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"panel has two annotators named {twice[0]!r}; each needs a name of its own")
+        return self

@@ -181,9 +181,11 @@ def _last_answer(messages: Sequence[Message]) -> int:
 def _make_prompt(row: dict[str, Json], where: str) -> Prompt:
     name = "prompt" if "prompt" in row and "messages" not in row else "messages"
     messages = _messages(_field(row, name, where), name, where)
-    if messages[-1].role == "assistant":
-        return _prompt(messages[:-1], name, where)
-    return _own_prompt(row, where) if name == "messages" and "id" in row else _prompt(messages, name, where)
+    asked = messages[:-1] if messages[-1].role == "assistant" else messages
+    ours = "id" in row and (asked == messages or any(field in row for field in ("slice", "split", "checks")))
+    if name == "messages" and ours:
+        return _own_prompt({**row, "messages": row["messages"][: len(asked)]}, where)
+    return _prompt(asked, name, where)
 
 
 def _make_demonstration(row: dict[str, Json], where: str) -> Demonstration:

@@ -34,7 +34,9 @@ class Encoder:
         """
         if completion.segments:
             tokens = completion.tokens
-            if decode(self.tokenizer, tokens[:-1] if completion.finish_reason == "stop" else tokens) != completion.text:
+            written = tokens[:-1] if completion.finish_reason == "stop" else tokens
+            known = all(0 <= token < len(self.tokenizer) for token in tokens)
+            if not known or decode(self.tokenizer, written) != completion.text:
                 raise PrefloopError(
                     f"Completion {completion.id!r} has tokens of another tokenizer than this model's; take a model of "
                     "the family that sampled it, or sample anew with this one."
