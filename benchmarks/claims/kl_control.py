@@ -1,7 +1,8 @@
 """Does the KL controller reach its target from other coefficients, and another target? kl_control.py --run runs/NAME
 
-From a finished run's SFT, reward model and collected answers, PPO alone runs again: with a quarter and with four times
-the first coefficient, and with twice the target. Its runs stand beside as runs/NAME-kl-*; what is finished is kept.
+From a finished run's SFT, reward model and collected answers, PPO alone runs again for twice the steps (the controller
+changes its coefficient by a few per cent a step): with a quarter and with four times the first coefficient, and with
+twice the target. Its runs stand beside as runs/NAME-kl-*; what is finished is kept.
 Writes kl_control.json, .svg and .png beside this file; exits 0 only where every variant comes within 30 %.
 """
 
@@ -30,6 +31,7 @@ OUT = Path(__file__).parent
 TOLERANCE = 0.3
 CLAIM = "The adaptive controller brings KL to its target from any starting coefficient."
 SOURCE = "Ziegler et al. 2019, section 2.2"
+LONGER = 2
 VARIANTS = {"coef-quarter": ("coef", 0.25), "coef-4x": ("coef", 4.0), "target-2x": ("target", 2.0)}
 
 
@@ -37,7 +39,8 @@ def run_variant(run: Path, variant: str, threads: int) -> str | None:
     """PPO alone, with the recipe of the finished run and one key changed; the last line of a run that failed."""
     workspace, parent = run.parent.parent, f"runs/{run.name}"
     recipe = json.loads((run / "recipe.json").read_text(encoding="utf-8"))
-    leash = json.loads((run / "ppo" / "config.json").read_text(encoding="utf-8"))["kl"]
+    config = json.loads((run / "ppo" / "config.json").read_text(encoding="utf-8"))
+    leash = config["kl"]
     key, factor = VARIANTS[variant]
     settings = [
         f"name={run.name}-kl-{variant}",
@@ -45,6 +48,7 @@ def run_variant(run: Path, variant: str, threads: int) -> str | None:
         f"ppo.reward={parent}/reward",
         f"ppo.baseline={parent}/collect",
         f"ppo.kl.{key}={leash[key] * factor}",
+        f"ppo.steps={LONGER * config['steps']}",
         *([f"engine.threads={threads}"] if threads else []),
     ]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}

@@ -136,7 +136,7 @@ def run(config: PPOConfig) -> Mapping[str, Any]:
                         {"prompt_id": r.prompt.id, "completion": to_json(r.completion), "score": r.score, "kl": r.kl},
                     )
                 run.log(step, metrics)
-                kl = kl.update(measured["kl/response"], episodes)
+                kl = kl.update(measured["kl/exact"], episodes)  # the mean of kl/response, with less noise
                 if (step + 1) % config.save_every == 0 and step + 1 < config.steps:
                     save_step(run, learner, step, parent, {"kl_coef": kl.coef})
                 bar.advance(1, f"score {metrics['reward/score']:+.2f}, KL {metrics['kl/response']:.1f}")
