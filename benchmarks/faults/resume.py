@@ -2,10 +2,11 @@
 
     resume.py --kills N [--model tiny] [--dtype fp32] [--seed S] [--json]
 
-Each round is a fresh workspace with a short SFT and PPO, killed once at each point: in SFT, in the middle of a PPO
-rollout, while PPO saves, and at any moment. After every other kill the newest checkpoint is damaged too (a bit flipped,
-a file cut short, the manifest removed). At the end of a round metrics (all but time/*), samples and every tensor of the
-final checkpoints must be those of the reference, bit for bit. Prints one JSON object; exits 0 only where that holds.
+Each round is a fresh workspace with a short SFT of all weights and PPO of adapters, as in the quickstart, killed once
+at each point: in SFT, in the middle of a PPO rollout, while PPO saves, and at any moment. After every other kill the
+newest checkpoint is damaged too (a bit flipped, a file cut short, the manifest removed). At the end of a round metrics
+(all but time/*), samples and every tensor of the final checkpoints must be those of the reference, bit for bit. Prints
+one JSON object; exits 0 only where that holds.
 """
 
 import argparse
@@ -56,7 +57,8 @@ prompts_per_step = 4
 group = 2
 max_tokens = 16
 save_every = {save_every}
-optim = {{ lr = 1e-4, decay = false }}
+optim = {{ lr = 1e-3, decay = false }}
+lora = {{ rank = 4 }}
 """
 
 
