@@ -111,7 +111,8 @@ def answer(name: str) -> Completion:
     )
 
 
-def test_labels_go_out_and_come_back(tmp_path: Path) -> None:
+def test_labels_go_out_and_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     one, two = (f"sqlite:///{tmp_path}/{name}.db" for name in ("one", "two"))
     prompt = Prompt(id="p", messages=(Message(role="user", content="Which?"),))
     with open_store(one) as store:
@@ -120,7 +121,7 @@ def test_labels_go_out_and_come_back(tmp_path: Path) -> None:
         store.add_judgments("runs/try/label", [judgment], simulated=False)
     file = str(tmp_path / "labels.jsonl")
     out = runner.invoke(cli.app, ["labels", "export", "runs/try", file, "--database", one, "--json"])
-    back = runner.invoke(cli.app, ["labels", "import", "runs/try/label", file, "--database", two, "--json"])
+    back = runner.invoke(cli.app, ["labels", "import", f"{tmp_path}/runs/try", file, "--database", two, "--json"])
     again = runner.invoke(cli.app, ["labels", "import", "runs/try", file, "--database", two, "--json"])
     assert json.loads(out.stdout).items() >= {"comparisons": 1, "judgments": 1}.items()
     assert (json.loads(back.stdout), json.loads(again.stdout)) == ({"judgments": 1}, {"judgments": 0})

@@ -170,8 +170,9 @@ def import_labels(run: RunPath, file: LabelFile, database: Database = "", as_jso
 
 
 def _label_run(run: Path) -> str:
-    """The store names labels after the label stage's folder."""
-    return str(run if run.name == "label" else run / "label")
+    """The store names labels after the label stage's folder, from the workspace on."""
+    folder = run if run.name == "label" else run / "label"
+    return str(folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder)
 
 
 def _run_recipe(path: Path, overrides: list[str] | None) -> Mapping[str, Any]:
