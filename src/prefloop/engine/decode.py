@@ -81,10 +81,15 @@ def packed(*linears: Any) -> Product:
     """x [N, in] -> [N, sum of out]: linear layers over one input, adapters merged, as one product."""
     weight = torch.cat([merged_weight(linear) for linear in linears])
     bias = None if linears[0].bias is None else torch.cat([linear.bias for linear in linears])
-    if weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and _onednn_has_bf16():
         laid_out = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
         return lambda x: torch.ops.mkldnn._linear_pointwise(x, laid_out, bias, "none", [], "")
     return lambda x: nn.functional.linear(x, weight, bias)
+
+
+def _onednn_has_bf16() -> bool:
+    there: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]  # torch's own
+    return there and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _rotated(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
