@@ -1,10 +1,11 @@
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from prefloop.ops.logprobs import exact_kl, token_logprobs
+from prefloop.ops.logprobs import compared_logprobs, token_logprobs
 
 R, V, D = 7, 11, 5
 
@@ -16,6 +17,20 @@ def _inputs(seed: int = 0, width: int = D) -> tuple[Tensor, Tensor, Tensor]:
         torch.randn(V, width, generator=generator),
         torch.randint(V, (R,), generator=generator),
     )
+
+
+def exact_kl(hidden_p: Tensor, weight_p: Tensor, hidden_q: Tensor, weight_q: Tensor, **rest: Any) -> Tensor:
+    targets = torch.zeros(len(hidden_p), dtype=torch.long)
+    return compared_logprobs(hidden_p, weight_p, hidden_q, weight_q, targets, **rest).kl
+
+
+def test_a_comparison_reads_what_each_model_says_alone() -> None:
+    (hidden_p, weight_p, targets), (hidden_q, weight_q, _) = _inputs(0), _inputs(1)
+    both = compared_logprobs(hidden_p, weight_p, hidden_q, weight_q, targets, temperature=0.7, softcap=3.0, chunk=2)
+    logp, entropy = token_logprobs(hidden_p, weight_p, targets, temperature=0.7, softcap=3.0, entropy=True)
+    logq, _ = token_logprobs(hidden_q, weight_q, targets, temperature=0.7, softcap=3.0)
+    assert entropy is not None
+    torch.testing.assert_close((both.logp, both.logq, both.entropy), (logp, logq, entropy))
 
 
 def test_hand_computed_probabilities() -> None:

@@ -21,7 +21,6 @@ from prefloop.configs.shared import EngineConfig, LoraConfig, OptimConfig
 from prefloop.data.jsonl import read_preferences, text_completion, write_jsonl
 from prefloop.models.checkpoint import read_checkpoint
 from prefloop.stages import collect, evaluate, label, ppo, reward, sft
-from prefloop.store.labels import open_store
 from prefloop.types import (
     Comparison,
     Completion,
@@ -296,55 +295,6 @@ def pair(prompt: Prompt, good: str, bad: str) -> Preference:
         dataclasses.replace(text_completion(prompt, text), id=name) for name, text in (("a", good), ("b", bad))
     )
     return Preference(prompt=prompt, items=items, target=1.0, group=prompt.id)
-
-
-def labeled(out: str = "r/label") -> Mapping[str, Any]:
-    """The label stage over two answers to each of three prompts."""
-    rows = [
-        {"prompt": prompt, "completion": text_completion(prompt, f"{word} thing {prompt.id}.")}
-        for prompt in (asked(i, "train") for i in range(3))
-        for word in ("One", "Another")
-    ]
-    write_jsonl("answers.jsonl", rows)
-    return label.run(LabelConfig(out=out, completions="answers.jsonl"))
-
-
-def other_comparison() -> Comparison:
-    prompt = asked(9, "train")
-    return Comparison(
-        id="other", prompt=prompt, items=(text_completion(prompt, "This."), text_completion(prompt, "That."))
-    )
-
-
-def test_other_comparisons_in_the_store_are_left_alone() -> None:
-    with open_store() as store:
-        store.add_comparisons("r/label", [other_comparison()])
-        store.add_judgments(
-            "r/label", [Judgment(comparison_id="other", annotator="Ada", ranking=(0, 1))], simulated=False
-        )
-    result = labeled()
-    assert (result["comparisons"], result["judgments"], result["simulated"]) == (3, 9, True)
-
-
-def test_people_who_judged_before_count_and_have_no_ceiling() -> None:
-    labeled("first/label")
-    with open_store() as store:
-        comparisons = store.comparisons("first/label")
-        store.add_comparisons("r/label", comparisons)
-        mine = [Judgment(comparison_id=c.id, annotator="Ada", ranking=(0, 1)) for c in comparisons[:1]]
-        store.add_judgments("r/label", mine, simulated=False)
-    assert labeled()["simulated"] is False
-    assert sorted(p.simulated for p in read_preferences("r/label/preferences.jsonl")) == [False, True, True]
-
-
-def test_labels_that_come_after_the_end_are_not_left_out_in_silence() -> None:
-    labeled()
-    labeled()
-    with open_store() as store:
-        late = Judgment(comparison_id=store.comparisons("r/label")[0].id, annotator="Ada", ranking=(0, 1))
-        store.add_judgments("r/label", [late], simulated=False)
-    with pytest.raises(PrefloopError, match="1 judgments more than this stage used; remove this folder"):
-        labeled()
 
 
 def toy(out: str, score: str, seed: int = 0, **rest: Any) -> PPOConfig:

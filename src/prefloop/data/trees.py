@@ -123,7 +123,7 @@ def _preference_tree(name: str, group: Sequence[Preference], encoder: Encoder) -
     for preference in group:
         tokens = [encoder.response(item) or (encoder.stop,) for item in preference.items]
         branches.update(zip(tokens, preference.items, strict=True))
-        for a, b, target in _ordered(preference):
+        for a, b, target in ordered_pairs(preference):
             if tokens[a] != tokens[b]:
                 pairs.append((tokens[a], tokens[b], target, preference.weight, preference.margin))
     if any(preference.prompt.messages != group[0].prompt.messages for preference in group):
@@ -145,7 +145,8 @@ def _preference_tree(name: str, group: Sequence[Preference], encoder: Encoder) -
     return Tree(id=name, nodes=nodes, pairs=made, trajectory_id=name)
 
 
-def _ordered(preference: Preference) -> list[tuple[int, int, float]]:
+def ordered_pairs(preference: Preference) -> list[tuple[int, int, float]]:
+    """(i, j, probability that item i is better than item j) of each pair that was compared; 0.5 for tied ranks."""
     if preference.ranking is None:
         return [(0, 1, 1.0 if preference.target is None else preference.target)]
     ranks = preference.ranking

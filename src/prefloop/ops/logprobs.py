@@ -59,9 +59,8 @@ def compared_logprobs(
     softcap: float | None = None,
     chunk: int = 128,
 ) -> Compared:
-    """`token_logprobs` of both models and `exact_kl`, with each model's logits made once.
-
-    p and q are the distributions of `token_logprobs`. ValueError when temperature <= 0.
+    """`token_logprobs` of both models, and the exact KL(p || q) = sum_v p_v (log p_v - log q_v) per token, with each
+    model's logits made once. ValueError when temperature <= 0.
     """
 
     def read(hidden_p: Tensor, hidden_q: Tensor, targets: Tensor, weight_p: Tensor, weight_q: Tensor) -> Compared:
@@ -73,26 +72,6 @@ def compared_logprobs(
 
     parts = _by_chunk(read, (hidden_p, hidden_q, targets), (weight_p, weight_q), chunk)
     return Compared(*map(torch.cat, zip(*parts, strict=True)))
-
-
-def exact_kl(
-    hidden_p: Float[Tensor, "R D"],
-    weight_p: Float[Tensor, "V D"],
-    hidden_q: Float[Tensor, "R Dq"],
-    weight_q: Float[Tensor, "V Dq"],
-    *,
-    temperature: float = 1.0,
-    softcap: float | None = None,
-    chunk: int = 128,
-) -> Float32[Tensor, " R"]:
-    """KL(p || q) = sum_v p_v (log p_v - log q_v) per token, in nats, over the whole vocabulary.
-
-    p and q are the distributions of `token_logprobs`. ValueError when temperature <= 0.
-    """
-    targets = torch.zeros(len(hidden_p), dtype=torch.long, device=hidden_p.device)
-    return compared_logprobs(
-        hidden_p, weight_p, hidden_q, weight_q, targets, temperature=temperature, softcap=softcap, chunk=chunk
-    ).kl
 
 
 def _log_softmax(hidden: Tensor, weight: Tensor, temperature: float, softcap: float | None) -> Tensor:

@@ -6,14 +6,13 @@ import dataclasses
 import math
 import time
 from collections.abc import Mapping, Sequence
-from itertools import combinations
 from typing import Any
 
 import numpy as np
 
 from prefloop.configs.reward import RewardConfig
 from prefloop.data.sources import load_preferences
-from prefloop.data.trees import Encoder, answer_tree, preference_trees
+from prefloop.data.trees import Encoder, answer_tree, ordered_pairs, preference_trees
 from prefloop.engine.build import build_encoder, build_learner, load, resolve_checkpoint, use_threads
 from prefloop.engine.local import LocalLearner
 from prefloop.engine.schedule import derived_seed, rate, take
@@ -105,13 +104,10 @@ def split(preferences: Sequence[Preference], config: RewardConfig) -> tuple[list
 
 def as_pairs(preference: Preference) -> list[Preference]:
     """A ranking as its K(K-1)/2 pairs, ties with target 0.5; a pair as it is."""
-    if preference.ranking is None:
-        return [preference]
-    made = []
-    for (a, first), (b, second) in combinations(zip(preference.items, preference.ranking, strict=True), 2):
-        target = 0.5 if first == second else float(first < second)
-        made.append(dataclasses.replace(preference, items=(a, b), ranking=None, target=target))
-    return made
+    return [
+        dataclasses.replace(preference, items=(preference.items[i], preference.items[j]), ranking=None, target=target)
+        for i, j, target in ordered_pairs(preference)
+    ]
 
 
 def _flipped(preference: Preference) -> Preference:
