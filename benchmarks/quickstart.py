@@ -16,7 +16,7 @@ import sys
 import unicodedata
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -244,6 +244,19 @@ def run_seed(seed: int, workspace: Path, settings: Sequence[str]) -> str | None:
     return None if done.returncode == 0 else f"seed {seed}: {(log.read_text().strip().splitlines() or ['?'])[-1]}"
 
 
+def run_seeds(seeds: Sequence[int], workspace: Path, settings: Sequence[str], controls: bool, jobs: int) -> list[str]:
+    """Run all seeds, `jobs` at a time, their controls last as those are shorter; what failed."""
+
+    def control(seed: int, main: Future[str | None]) -> str | None:
+        return main.result() or run_seed(seed, workspace, [*settings, "controls=true"])
+
+    with ThreadPoolExecutor(jobs) as pool:
+        wanted = {seed: pool.submit(run_seed, seed, workspace, settings) for seed in seeds}
+        if controls:
+            wanted = {seed: pool.submit(control, seed, main) for seed, main in wanted.items()}
+    return [line for future in wanted.values() if (line := future.result())]
+
+
 def collect(workspace: Path, seeds: Sequence[int], out: Path, command: str) -> bool:
     """Write everything under `out` from the run folders; whether every claim that was measured holds."""
     roots = {str(seed): workspace / "runs" / f"quickstart-seed{seed}" for seed in seeds}
@@ -335,11 +348,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=OUT, help="folder for the results")
     options = parser.parse_args(arguments)
     settings = [f"engine.threads={options.threads}"] * bool(options.threads)
-    settings += ["controls=true"] * options.controls + options.set
+    settings += options.set
     if not options.collect_only:
         options.workspace.mkdir(parents=True, exist_ok=True)
-        with ThreadPoolExecutor(options.jobs) as pool:
-            failed = [f for f in pool.map(lambda s: run_seed(s, options.workspace, settings), options.seeds) if f]
+        failed = run_seeds(options.seeds, options.workspace, settings, options.controls, options.jobs)
         if failed:
             print("\n".join(failed), file=sys.stderr)
             return 1

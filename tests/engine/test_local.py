@@ -18,6 +18,7 @@ from prefloop.engine.build import build_learner
 from prefloop.engine.local import LocalLearner, LocalScorer
 from prefloop.models.checkpoint import load_training
 from prefloop.models.heads import reward_head, value_head
+from prefloop.models.layers import layer_of
 from prefloop.models.load import LoadedModel, load_model
 from prefloop.models.tiny import tiny_model, tiny_tokenizer
 from prefloop.types import Checkpoint, Node, Pair, PrefloopError, Tree
@@ -164,6 +165,19 @@ def test_only_adapters_and_head_are_trained_with_lora() -> None:
     for name, parameter in source.model.named_parameters():
         if ".lora_" not in name:
             assert torch.equal(parameter, before[name.replace(".base_layer.", ".")])
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3"])
+def test_only_the_top_layers_and_what_follows_them_train(family: Literal["llama", "qwen3", "gemma3"]) -> None:
+    model: Any = tiny_model(0, width=16, family=family)
+    source = LoadedModel(model, TOKENIZER, "tiny", "")
+    before = {name: p.detach().clone() for name, p in source.model.named_parameters()}
+    learner = build_learner(source, ENGINE, OPTIM.model_copy(update={"last_layers": 1}), head=reward_head(16, 0))
+    learner.forward_backward(scored(make_trees()), "bradley_terry", {})
+    learner.optim_step(1e-2, 1e-2)
+    moved = {name for name, p in source.model.named_parameters() if not torch.equal(p, before[name])}
+    assert {layer_of(name) for name in moved} == {1, None} and len(learner.weights) >= len(moved)
+    assert [name for name in moved if layer_of(name) is None] == ["model.norm.weight"]
 
 
 @pytest.mark.parametrize("kind", ["fp32", "bf16", "lora"])

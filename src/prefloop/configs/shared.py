@@ -20,12 +20,10 @@ class LoraConfig(Config):
     """Rank of each adapter."""
     alpha: float = Field(default=32.0, gt=0)
     """Scale: the update is alpha / rank times the product of the two factors."""
-    last_layers: int | None = Field(default=None, ge=1)
-    """Adapters in so many layers at the top only, so that the backward pass ends below them; none means all layers."""
 
 
 class OptimConfig(Config):
-    """AdamW with linear warm-up, then linear or no decay, and gradient clipping."""
+    """What trains, and how: AdamW with linear warm-up, then linear or no decay, and gradient clipping."""
 
     lr: float = Field(gt=0)
     """Peak learning rate."""
@@ -43,6 +41,9 @@ class OptimConfig(Config):
     """Gradients are scaled down to this global norm."""
     head_lr: float = Field(default=1e-3, gt=0)
     """Peak learning rate of a scalar head (reward or value), which starts from nothing."""
+    last_layers: int | None = Field(default=None, ge=1)
+    """Train so many layers at the top only (whole, or their adapters), so that the backward pass ends below them and the
+    embeddings stay; none means everything."""
 
 
 class EngineConfig(Config):

@@ -15,6 +15,7 @@ from prefloop.engine.generate import LocalSampler
 from prefloop.engine.local import LocalLearner, LocalScorer, Pooling
 from prefloop.models.checkpoint import MANIFEST, load_head, read_checkpoint
 from prefloop.models.heads import ScalarHead
+from prefloop.models.layers import freeze_below_top
 from prefloop.models.load import LoadedModel, context_length, load_model, stop_token_ids
 from prefloop.models.lora import attach
 from prefloop.types import Checkpoint, PrefloopError
@@ -83,9 +84,11 @@ def build_learner(
     pooling: Pooling = "last",
     seed: int = 0,
 ) -> LocalLearner:
-    """A learner of all weights, or of adapters, with a scalar head if given."""
+    """A learner of whole weights, or of adapters, with a scalar head if given."""
     if lora is not None:
-        attach(loaded.model, rank=lora.rank, alpha=lora.alpha, last_layers=lora.last_layers, seed=seed)
+        attach(loaded.model, rank=lora.rank, alpha=lora.alpha, last_layers=optim.last_layers, seed=seed)
+    elif optim.last_layers is not None:
+        freeze_below_top(loaded.model, optim.last_layers)
     if head is not None:
         head.to(next(loaded.model.parameters()).device)
     return LocalLearner(

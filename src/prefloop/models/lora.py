@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -12,6 +11,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+from prefloop.models.layers import first_of_top, layer_of
 from prefloop.types import PrefloopError
 
 
@@ -47,10 +47,9 @@ def attach(
 
 def _top_linear(model: nn.Module, count: int) -> list[str]:
     """Full names of the linear layers in the top `count` layers."""
+    first = first_of_top(model, count)
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    found = [(int(match[1]), name) for name in linear if (match := re.search(r"\.(\d+)\.", name))]
-    top = max((layer for layer, _ in found), default=-1)
-    return [name for layer, name in found if layer > top - count]
+    return [name for name in linear if (layer := layer_of(name)) is not None and layer >= first]
 
 
 @contextmanager
