@@ -7,6 +7,7 @@ R tokens that a loss reads.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -200,12 +201,15 @@ Record = TypeVar("Record")
 
 def to_json(record: object) -> Json:
     """A record as plain JSON values; empty optional fields stay, so that a reader sees the whole shape."""
+    if record is None or isinstance(record, str | int | float):
+        return record
     if dataclasses.is_dataclass(record) and not isinstance(record, type):
         return {f.name: to_json(getattr(record, f.name)) for f in dataclasses.fields(record)}
     if isinstance(record, Mapping):
         return {str(key): to_json(value) for key, value in record.items()}
-    if isinstance(record, Sequence) and not isinstance(record, str):
-        return [to_json(value) for value in record]
+    if isinstance(record, Sequence):
+        plain = set(map(type, record)) <= {int, float, str}
+        return list(record) if plain else [to_json(value) for value in record]
     return record
 
 
@@ -230,6 +234,8 @@ def _read(kind: Any, value: Json, where: str) -> Any:
     if origin is tuple:
         if not isinstance(value, list | tuple):
             raise PrefloopError(f"{where}: a list is needed, not {type(value).__name__}.")
+        if set(map(type, value)) == {arguments[0]}:  # tokens and log-probs: by far the most of what is read
+            return tuple(value)
         return tuple(_read(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
     if origin is Mapping:
         if not isinstance(value, Mapping):
@@ -249,13 +255,21 @@ def _read(kind: Any, value: Json, where: str) -> Any:
 def _read_dataclass(kind: Any, value: Json, where: str) -> Any:
     if not isinstance(value, Mapping):
         raise PrefloopError(f"{where}: an object with the fields of {kind.__name__} is needed, not {value!r:.40}.")
-    hints = typing.get_type_hints(kind)
-    fields = {f.name: f for f in dataclasses.fields(kind)}
+    fields = _fields(kind)
     for name in value:
         if name not in fields:
             raise PrefloopError(f"{where}: unknown field {name!r}; {kind.__name__} has {', '.join(fields)}.")
-    for name, f in fields.items():
-        required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    for name, (_, required) in fields.items():
         if required and name not in value:
             raise PrefloopError(f"{where}: field {name!r} of {kind.__name__} is missing.")
-    return kind(**{name: _read(hints[name], value[name], f"{where}.{name}") for name in fields if name in value})
+    return kind(**{n: _read(hint, value[n], f"{where}.{n}") for n, (hint, _) in fields.items() if n in value})
+
+
+@functools.cache
+def _fields(kind: Any) -> dict[str, tuple[Any, bool]]:
+    """Type and whether it is required, of each field of a record."""
+    hints = typing.get_type_hints(kind)
+    missing = dataclasses.MISSING
+    return {
+        f.name: (hints[f.name], f.default is missing and f.default_factory is missing) for f in dataclasses.fields(kind)
+    }

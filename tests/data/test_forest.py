@@ -105,7 +105,7 @@ def test_a_forest_equals_its_paths_run_alone(
 
     forest = build_forest(trees)
     assert len(forest.layout.blocks) == (sum(len(t.nodes) for t in trees) if dense == 0 else len(trees))
-    states = scorer.hidden(forest)
+    states = scorer.hidden(forest, [])
     logprobs = scorer.outputs(forest, states, {"logprobs"}, 1.0).logprobs
     assert logprobs is not None
     (-(logprobs * forest.field("weight")).sum()).backward()

@@ -138,10 +138,12 @@ def test_many_tiny_updates_are_not_lost_in_bf16() -> None:
     assert all((w.float() != s).float().mean() > 0.5 for w, s in zip(learner.weights, first, strict=True) if w.ndim > 1)
 
 
-def test_the_reference_of_an_adapter_is_its_base_exactly() -> None:
+@pytest.mark.parametrize("last_layers", [None, 1])
+def test_the_reference_of_an_adapter_is_its_base_exactly(last_layers: int | None) -> None:
     trees = make_trees()
     base = LocalScorer(loaded(), token_budget=60).forward(trees, {"logprobs"})
-    learner = build_learner(loaded(), ENGINE, OPTIM, lora=LoraConfig(rank=4, alpha=8))
+    optim = OPTIM.model_copy(update={"last_layers": last_layers})
+    learner = build_learner(loaded(), ENGINE, optim, lora=LoraConfig(rank=4, alpha=8))
     start = learner.forward(trees, {"logprobs", "exact_kl"}, reference="adapter-off")
     assert all(not divergence.any() for reading in start for divergence in reading.exact_kl.values())
     for _ in range(3):
@@ -153,6 +155,29 @@ def test_the_reference_of_an_adapter_is_its_base_exactly() -> None:
             assert np.array_equal(reading.reference_logprobs[node], plain.logprobs[node])
             assert np.abs(reading.logprobs[node] - plain.logprobs[node]).max() > 1e-3
             assert reading.exact_kl[node].sum() > 1e-4
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3"])
+def test_layers_below_all_adapters_run_once_a_rollout(family: Literal["llama", "qwen3", "gemma3"]) -> None:
+    def learn(share: bool) -> tuple[list[int], dict[str, float], list[Tensor]]:
+        model: Any = tiny_model(0, width=16, family=family)
+        source = LoadedModel(model, TOKENIZER, "tiny", "")
+        optim = OPTIM.model_copy(update={"last_layers": 1})
+        learner = build_learner(source, ENGINE, optim, lora=LoraConfig(rank=4, alpha=8))
+        runs = [0, 0]
+        for place, layer in enumerate(model.model.layers):
+            layer.self_attn.register_forward_hook(lambda *_, place=place: runs.__setitem__(place, runs[place] + 1))
+        for step in range(2):
+            learner.publish()
+            if share:
+                learner.forward(make_trees(step), {"logprobs", "exact_kl"}, reference="adapter-off")
+            metrics = learner.forward_backward(make_trees(step), "sft", {})
+            learner.optim_step(1e-2, 1e-2)
+        return runs, metrics, learner.masters
+
+    (plain, metrics, weights), (shared, same, equal) = learn(False), learn(True)
+    assert shared == [plain[0], 3 * plain[1]]
+    assert same == metrics and all(torch.equal(a, b) for a, b in zip(weights, equal, strict=True))
 
 
 def test_only_adapters_and_head_are_trained_with_lora() -> None:
@@ -267,7 +292,7 @@ def test_scores_and_values_are_the_heads_of_the_right_states(pooling: Literal["l
         for node in (1, 2):
             alone = Tree(id="alone", nodes=(tree.nodes[0], tree.nodes[node]))
             with torch.no_grad():
-                states = scorer.hidden(build_forest([alone]))
+                states = scorer.hidden(build_forest([alone]), [])
             live = torch.tensor(tree.nodes[node].fields["weight"]) != 0
             root = len(tree.nodes[0].tokens)
             pooled = states[-1] if pooling == "last" else states[root:][live].mean(0)

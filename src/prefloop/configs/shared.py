@@ -42,8 +42,8 @@ class OptimConfig(Config):
     head_lr: float = Field(default=1e-3, gt=0)
     """Peak learning rate of a scalar head (reward or value), which starts from nothing."""
     last_layers: int | None = Field(default=None, ge=1)
-    """Train so many layers at the top only (whole, or their adapters), so that the backward pass ends below them and the
-    embeddings stay; none means everything."""
+    """Train so many layers at the top only (whole, or their adapters): the backward pass ends below them and the
+    embeddings stay. None means everything."""
 
 
 class EngineConfig(Config):

@@ -4,7 +4,7 @@ optimizer state in fp32."""
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -19,6 +19,7 @@ from prefloop.engine.objectives import Outputs, resolve_loss
 from prefloop.engine.verbs import Column, Read, Readings, Weights
 from prefloop.models.checkpoint import load_state, load_training, save_checkpoint
 from prefloop.models.heads import ScalarHead
+from prefloop.models.layers import carried, layer_of
 from prefloop.models.load import LoadedModel
 from prefloop.models.lora import adapter_off, adapter_parameters
 from prefloop.ops.logprobs import Compared, compared_logprobs, token_logprobs
@@ -43,16 +44,23 @@ class LocalScorer:
         self.token_budget = token_budget
         self.device = next(self.model.parameters()).device
         self.softcap: float | None = getattr(loaded.model.config.get_text_config(), "final_logit_softcapping", None)
+        first = min((layer_of(name) or 0 for name in adapter_parameters(self.model)), default=0)
+        self.unadapted: Sequence[nn.Module] = list(getattr(self.trunk, "layers", ()))[:first]
+        self.lower: dict[object, list[Any]] = {}  # what they gave for the forests that `forward` has compared
 
     @property
     def unembedding(self) -> Tensor:
         return cast(Tensor, self.lm_head.weight)
 
-    def hidden(self, forest: Forest) -> Tensor:
-        """Last hidden states [T, D] of a forest."""
-        out = self.trunk(
-            input_ids=forest.tokens[None], position_ids=forest.positions[None], layout=forest.layout, use_cache=False
-        )
+    def hidden(self, forest: Forest, lower: list[Any]) -> Tensor:
+        """Last hidden states [T, D] of a forest. `lower`: what the layers below all adapters gave, empty before."""
+        with carried(self.unadapted, lower):
+            out = self.trunk(
+                input_ids=forest.tokens[None],
+                position_ids=forest.positions[None],
+                layout=forest.layout,
+                use_cache=False,
+            )
         states: Tensor = out.last_hidden_state[0]
         return states
 
@@ -101,13 +109,15 @@ class LocalScorer:
         made: list[Readings] = [Readings() for _ in trees]
         for members in pack(trees, self.token_budget):
             forest = build_forest([trees[i] for i in members], self.device)
-            states = self.hidden(forest)
+            lower: list[Any] = []
+            states = self.hidden(forest, lower)
             if reference is None:
                 out = self.outputs(forest, states, read, temperature)
                 columns = {"logprobs": out.logprobs, "entropy": out.entropy, "values": out.values}
             else:
                 out = self.outputs(forest, states, read - {"logprobs", "entropy"}, temperature)
-                both = self._against(forest, states, reference, temperature)
+                both = self._against(forest, states, reference, temperature, lower)
+                self.lower[_content(trees[i] for i in members)] = lower
                 columns = {
                     "logprobs": both.logp,
                     "entropy": both.entropy,
@@ -118,12 +128,14 @@ class LocalScorer:
             _scatter(made, members, forest, [trees[i] for i in members], columns, out.scores)
         return made
 
-    def _against(self, forest: Forest, states: Tensor, reference: LocalScorer | str, temperature: float) -> Compared:
+    def _against(
+        self, forest: Forest, states: Tensor, reference: LocalScorer | str, temperature: float, lower: list[Any]
+    ) -> Compared:
         if reference == "adapter-off" and not adapter_parameters(self.model):
             raise PrefloopError(f"{self.loaded.name} has no adapters to switch off; give a reference model.")
         other = self if isinstance(reference, str) else reference
         with adapter_off(self.model) if isinstance(reference, str) else contextlib.nullcontext():
-            states_q = other.hidden(forest)
+            states_q = other.hidden(forest, lower if other is self else [])
         return compared_logprobs(
             states[forest.sources],
             self.unembedding,
@@ -133,6 +145,10 @@ class LocalScorer:
             temperature=temperature,
             softcap=self.softcap,
         )
+
+
+def _content(trees: Iterable[Tree]) -> object:
+    return tuple((node.parent, node.tokens) for tree in trees for node in tree.nodes)
 
 
 def _scatter(
@@ -198,7 +214,8 @@ class LocalLearner(LocalScorer):
         metrics: dict[str, float] = {}
         for members in pack(trees, self.token_budget):
             forest = build_forest([trees[i] for i in members], self.device)
-            out = self.outputs(forest, self.hidden(forest), read, temperature)
+            lower = self.lower.get(_content(trees[i] for i in members), [])
+            out = self.outputs(forest, self.hidden(forest, lower), read, temperature)
             result = function(out, forest, totals, **params)
             if not torch.isfinite(result.loss):
                 names = ", ".join(trees[i].id for i in members[:3])
@@ -231,7 +248,8 @@ class LocalLearner(LocalScorer):
                 weight.copy_(master)
 
     def publish(self) -> Weights:
-        """Weights for a sampler in this process: the model itself, so there is nothing to copy."""
+        """Weights for a sampler in this process: the model itself, so there is nothing to copy. New answers follow."""
+        self.lower.clear()
         return Weights(self.version, self.loaded)
 
     def save(self, folder: Path, record: Checkpoint, state: Mapping[str, Any], *, resumable: bool) -> None:

@@ -1,6 +1,9 @@
-"""Which layer a parameter or module belongs to, and training the upper layers only."""
+"""Which layer a parameter or module belongs to, training the upper layers only, and not running the others twice."""
 
 import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 from torch import nn
 
@@ -23,3 +26,23 @@ def freeze_below_top(model: nn.Module, count: int) -> None:
     for name, parameter in model.named_parameters():
         if (layer := layer_of(name)) is not None and layer < first:
             parameter.requires_grad_(False)
+
+
+@contextmanager
+def carried(layers: Sequence[nn.Module], known: list[Any]) -> Iterator[None]:
+    """Inside, a model's lowest `layers` run and leave in `known` what the last of them gives; where that is there
+    already, it is given and none of them runs."""
+    if not known and layers:
+        hook = layers[-1].register_forward_hook(lambda _module, _inputs, output: known.append(output))
+        try:
+            yield
+        finally:
+            hook.remove()
+        return
+    for layer in layers:
+        layer.forward = lambda *_, **__: known[0]
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward

@@ -28,7 +28,12 @@ def run(config: LabelConfig) -> Mapping[str, Any]:
             return run.result
         prompts, answers = read_completions(config.completions)
         comparisons = pair_completions(answers, list(prompts.values()), pairs=config.pairs, seed=config.seed)
-        scores = {c.id: rubric([c.prompt] * len(c.items), c.items) for c in comparisons}
+        gold = {
+            (prompt, answer.id): score
+            for prompt, made in answers.items()
+            for answer, score in zip(made, rubric([prompts[prompt]] * len(made), made), strict=True)
+        }
+        scores = {c.id: [gold[c.prompt.id, item.id] for item in c.items] for c in comparisons}
         with open_store(config.database) as store, progress(len(comparisons) * len(config.panel), "judgments") as bar:
             store.add_comparisons(name, comparisons)
             for person in config.panel:
