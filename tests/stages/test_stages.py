@@ -62,6 +62,10 @@ def even(prompts, completions):
     "Share of even tokens: half of a random model's."
     return [Score(value=sum(t % 2 == 0 for t in c.tokens) / len(c.tokens)) for c in completions]
 
+def unfair(prompts, completions):
+    "The same plus 8 or nothing, by prompt: what the answers say drowns in it."
+    return [Score(value=s.value + 8 * (int(p.id[-1]) % 2)) for s, p in zip(even(prompts, completions), prompts)]
+
 def constant(prompts, completions):
     return [Score(value=0.5) for c in completions]
 
@@ -342,6 +346,16 @@ def test_ppo_raises_a_reward_and_nothing_without_one(seed: int) -> None:
     last = metrics("even")[-1]
     assert last["kl/response"] > 0.5 and last["kl/exact"] > 0.5
     assert last["reward/score"] == last["reward/total"] == pytest.approx(even_share("even", [11]), abs=0.02)
+
+
+def test_what_all_answers_to_a_prompt_share_is_left_out_on_request() -> None:
+    write_prompts(6)
+    for out, score, wanted in (("fair", "even", True), ("unfair", "unfair", True), ("drowned", "unfair", False)):
+        ppo.run(toy(out, score, group=5, leave_one_out=wanted))
+    texts = [[r["completion"]["segments"] for r in samples(out)] for out in ("fair", "unfair", "drowned")]
+    assert texts[0] == texts[1] != texts[2]
+    assert rise("fair") > 0.2 > rise("drowned")
+    assert metrics("unfair")[0]["reward/score"] > metrics("fair")[0]["reward/score"] + 1
 
 
 def test_ppo_with_adapters() -> None:

@@ -69,6 +69,9 @@ class PPOConfig(Config):
     """Discount per token."""
     lam: float = Field(default=0.95, ge=0, le=1)
     """GAE's lambda."""
+    leave_one_out: bool = False
+    """Take the mean score of the prompt's other answers off each score before advantages are estimated: a baseline that
+    few steps cannot teach the value head (Kool et al. 2019; Ahmadian et al. 2024). Needs a group of two or more."""
     whiten_rewards: bool = False
     """Scale per-token rewards to unit std, mean kept (2019 recipe)."""
     missing_stop_score: float | None = -1.0
@@ -92,4 +95,10 @@ class PPOConfig(Config):
             raise ValueError(
                 f"minibatches is over prompts_per_step ({self.prompts_per_step}); a minibatch needs a prompt"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _others_are_there(self) -> Self:
+        if self.leave_one_out and self.group < 2:
+            raise ValueError("leave_one_out needs other answers to the prompt; set group to 2 or more")
         return self

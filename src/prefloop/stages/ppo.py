@@ -260,6 +260,11 @@ def with_advantages(
         per_token[-1] += r.score
         rewards.append(per_token)
     total = float(np.mean([row.sum() for row in rewards]))
+    if config.leave_one_out:
+        scores = np.asarray([r.score for r in rollouts]).reshape(-1, config.group)
+        others = (scores.sum(axis=1, keepdims=True) - scores) / (config.group - 1)
+        for row, other in zip(rewards, others.ravel(), strict=True):
+            row[-1] -= other
     if config.whiten_rewards:
         flat = torch.from_numpy(np.concatenate(rewards))
         whitened = whiten(flat, torch.ones_like(flat), shift_mean=False).numpy()
