@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefloop.ops.advantages import discounted_returns, gae
+from prefloop.ops.advantages import discounted_returns, gae, leave_one_out
 
 rows = st.lists(st.tuples(st.floats(-5, 5), st.floats(-5, 5)), min_size=1, max_size=12)
 fraction = st.floats(0, 1)
@@ -52,3 +52,18 @@ def test_float32_does_not_drift_over_a_long_response() -> None:
 def test_an_empty_response_has_no_advantages() -> None:
     advantages, returns = gae(torch.zeros(0), torch.zeros(0), gamma=1.0, lam=0.95)
     assert advantages.shape == returns.shape == (0,)
+
+
+def test_leave_one_out_by_hand() -> None:
+    scores = torch.tensor([[1.0, 2.0, 6.0], [0.0, 0.0, 3.0]])
+    assert leave_one_out(scores).tolist() == [[4.0, 3.5, 1.5], [1.5, 1.5, 0.0]]
+
+
+@given(st.integers(1, 4), st.integers(2, 6), st.floats(-9, 9), st.integers(0, 99))
+def test_leave_one_out_is_the_group_mean_scaled_and_blind_to_what_all_share(
+    prompts: int, group: int, shared: float, seed: int
+) -> None:
+    scores = torch.randn(prompts, group, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    left = scores - leave_one_out(scores)
+    torch.testing.assert_close(left, (scores - scores.mean(dim=1, keepdim=True)) * group / (group - 1))
+    torch.testing.assert_close(left, (scores + shared) - leave_one_out(scores + shared))

@@ -1,4 +1,4 @@
-"""Returns and advantages of one response of L tokens, without gradient; recursions run in float64."""
+"""Returns, advantages, baselines of responses of L tokens, G to each of P prompts; recursions run in float64."""
 
 import torch
 from jaxtyping import Float
@@ -25,3 +25,10 @@ def gae(
     following = torch.cat([value[1:], value.new_zeros(1)])[: len(value)]
     advantages = discounted_returns(rewards.double() + gamma * following - value, gamma=gamma * lam)
     return advantages.to(values.dtype), (advantages + value).to(values.dtype)
+
+
+def leave_one_out(scores: Float[Tensor, "P G"]) -> Float[Tensor, "P G"]:
+    """The mean score of the G - 1 other responses to the same prompt: a baseline that leaves the policy gradient
+    unbiased, as the response itself has no part in it. Kool et al. 2019; RLOO (Ahmadian et al. 2024, arXiv 2402.14740).
+    """
+    return (scores.sum(dim=1, keepdim=True) - scores) / (scores.shape[1] - 1)

@@ -31,7 +31,7 @@ from prefloop.engine.schedule import rate, take
 from prefloop.engine.verbs import Column, Readings
 from prefloop.evals.winrate import outcome
 from prefloop.models.heads import value_head
-from prefloop.ops.advantages import gae
+from prefloop.ops.advantages import gae, leave_one_out
 from prefloop.ops.kl import AdaptiveKL, FixedKL, k3
 from prefloop.ops.masking import whiten
 from prefloop.rewards.resolve import RewardFn, resolve_reward
@@ -261,10 +261,9 @@ def with_advantages(
         rewards.append(per_token)
     total = float(np.mean([row.sum() for row in rewards]))
     if config.leave_one_out:
-        scores = np.asarray([r.score for r in rollouts]).reshape(-1, config.group)
-        others = (scores.sum(axis=1, keepdims=True) - scores) / (config.group - 1)
-        for row, other in zip(rewards, others.ravel(), strict=True):
-            row[-1] -= other
+        others = leave_one_out(torch.tensor([r.score for r in rollouts], dtype=torch.float64).view(-1, config.group))
+        for row, mean in zip(rewards, others.flatten().tolist(), strict=True):
+            row[-1] -= mean
     if config.whiten_rewards:
         flat = torch.from_numpy(np.concatenate(rewards))
         whitened = whiten(flat, torch.ones_like(flat), shift_mean=False).numpy()
