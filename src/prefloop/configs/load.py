@@ -102,6 +102,8 @@ def _validated(kind: type[C], table: Mapping[str, Any], section: str) -> C:
     where, key = f"[{'.'.join(path[:-1])}] " if path[:-1] else "", path[-1]
     if first["type"] == "missing":
         raise PrefloopError(f"{where}{key} is missing; set it.")
+    if first["type"] == "value_error":
+        raise PrefloopError(f"[{'.'.join(path)}] {first['ctx']['error']}.")
     message = first["msg"][0].lower() + first["msg"][1:]
     raise PrefloopError(f"{where}{key} = {json.dumps(first['input'])} is refused: {message}.")
 
