@@ -102,9 +102,10 @@ def _validated(kind: type[C], table: Mapping[str, Any], section: str) -> C:
     where, key = f"[{'.'.join(path[:-1])}] " if path[:-1] else "", path[-1]
     if first["type"] == "missing":
         raise PrefloopError(f"{where}{key} is missing; set it.")
-    if first["type"] == "value_error":
-        raise PrefloopError(f"[{'.'.join(path)}] {first['ctx']['error']}.")
-    message = first["msg"][0].lower() + first["msg"][1:]
+    message = first["msg"].removeprefix("Value error, ")
+    if isinstance(first["input"], dict) and first["type"] == "value_error":  # a rule between keys
+        raise PrefloopError(f"[{'.'.join(path)}] {message}.")
+    message = message[0].lower() + message[1:]
     raise PrefloopError(f"{where}{key} = {json.dumps(first['input'])} is refused: {message}.")
 
 
