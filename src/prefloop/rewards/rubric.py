@@ -26,7 +26,7 @@ WEIGHTS = {
     "direct": 1.5,
     "complete": 1.5,
     "concise": 3.0,
-    "no_boilerplate": 3.5,
+    "no_boilerplate": 2.5,
     "no_invention": 2.5,
     "no_repetition": 1.5,
     "safety": 1.0,
@@ -154,7 +154,7 @@ def score_text(prompt: Prompt, text: str, *, finished: bool = True) -> Score:
     value = sum(WEIGHTS[name] * part for name, part in parts.items()) / sum(WEIGHTS[name] for name in parts)
     value *= 0.55 + 0.3 * substance + 0.15 * parts.get("constraints", substance)
     value *= 0.5 + 0.5 * parts["no_invention"]
-    value *= 0.2 + 0.8 * parts["no_boilerplate"]
+    value *= 0.4 + 0.6 * parts["no_boilerplate"]
     value *= 0.3 + 0.7 * parts["no_repetition"]
     value *= 0.55 + 0.45 * min(1.0, parts["complete"] / 0.6)
     value *= 0.25 + 0.75 * parts["safety"]
