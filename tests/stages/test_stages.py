@@ -270,6 +270,21 @@ def test_labels_are_shuffled_in_training_only() -> None:
     assert 0.35 < share < 0.65
 
 
+def test_shuffling_leaves_nothing_of_a_prompts_labels() -> None:
+    sizes = {0: 10, 1: 5, 2: 2, 3: 6}
+    made = [
+        dataclasses.replace(pair(asked(i, "train"), f"good {k}", f"bad {k}"), target=1.0)
+        for i, size in sizes.items()
+        for k in range(size)
+    ]
+    made += [pair(asked(9, "dev"), "good", "bad")]
+    config = small_config("rm", "unused.jsonl").model_copy(update={"shuffle_labels": True})
+    (training, _), (again, _) = reward.split(made, config), reward.split(made, config)
+    left = {i: sum(p.target or 0 for p in training if p.prompt.id == asked(i, "train").id) for i in sizes}
+    assert left[0] == 5 and left[1] in (2, 3) and left[2] == 1 and left[3] == 3
+    assert training == again != [p for p in made if p.prompt.split == "train"]
+
+
 def test_rankings_are_measured_by_their_pairs() -> None:
     write_jsonl("ranked.jsonl", [ranked(asked(i, "dev" if i < 4 else "train"), (2, 0, 1, 1)) for i in range(12)])
     result = reward.run(small_config("rm", "ranked.jsonl"))

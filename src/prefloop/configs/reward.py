@@ -31,7 +31,7 @@ class RewardConfig(Config):
     reference_samples: int = Field(default=128, ge=2)
     """Answers on which gain and bias are fixed so that reference samples score mean 0 and std 1."""
     shuffle_labels: bool = False
-    """Negative control: flip each training target by a coin, so that nothing can be learned."""
+    """Negative control: flip half of each prompt's training targets at random, so that nothing can be learned."""
     engine: EngineConfig = EngineConfig()
     """Precision, threads, micro-batches."""
     save_every: int = Field(default=100, ge=1)

@@ -84,7 +84,7 @@ def run(config: RewardConfig) -> Mapping[str, Any]:
 def split(preferences: Sequence[Preference], config: RewardConfig) -> tuple[list[Preference], list[Preference]]:
     """Training and held-out preferences, split by prompt: the dev split where there is one, else a seeded share.
 
-    With `shuffle_labels` the training targets are flipped by a coin each, the held-out ones never.
+    With `shuffle_labels` half of each prompt's training targets are flipped, the held-out ones never.
     """
     ids = sorted({p.prompt.id for p in preferences})
     dev = {p.prompt.id for p in preferences if p.prompt.split == "dev"}
@@ -97,8 +97,7 @@ def split(preferences: Sequence[Preference], config: RewardConfig) -> tuple[list
             f"{len(ids)} prompt(s) with comparisons cannot be split into training and held-out ones; collect more."
         )
     if config.shuffle_labels:
-        coins = np.random.Generator(np.random.Philox(derived_seed(config.seed, "shuffle"))).random(len(training)) < 0.5
-        training = [_flipped(p) if coin else p for p, coin in zip(training, coins, strict=True)]
+        training = _shuffled(training, derived_seed(config.seed, "shuffle"))
     return training, heldout
 
 
@@ -108,6 +107,20 @@ def as_pairs(preference: Preference) -> list[Preference]:
         dataclasses.replace(preference, items=(preference.items[i], preference.items[j]), ranking=None, target=target)
         for i, j, target in ordered_pairs(preference)
     ]
+
+
+def _shuffled(preferences: Sequence[Preference], seed: int) -> list[Preference]:
+    """Half of each prompt's targets flipped (of an odd number, the odd one by a coin). Coins alone would leave labels
+    that by chance agree or disagree with the annotators, and a reward model that makes the most of it."""
+    chance = np.random.Generator(np.random.Philox(seed))
+    places: dict[str, list[int]] = {}
+    for place, preference in enumerate(preferences):
+        places.setdefault(preference.prompt.id, []).append(place)
+    made = list(preferences)
+    for own in places.values():
+        for place in chance.permutation(own)[: (len(own) + int(chance.integers(2))) // 2]:
+            made[place] = _flipped(made[place])
+    return made
 
 
 def _flipped(preference: Preference) -> Preference:
