@@ -13,6 +13,7 @@ from prefloop.ops.statistics import (
     fleiss_kappa,
     krippendorff_alpha,
     length_controlled_win_rate,
+    pooled_std,
     wilson,
     win_rate,
 )
@@ -26,6 +27,14 @@ def test_win_rate_counts_ties_as_half() -> None:
         win_rate([[], []])
     with pytest.raises(ValueError, match=r"1 \(win\)"):
         win_rate([[0.7]])
+
+
+def test_pooled_std_looks_within_groups_only() -> None:
+    # 1, 3 and 10, 10, 13: squared distances 2 and 6, degrees of freedom 1 and 2
+    assert pooled_std([[1, 3], [10, 10, 13], [-99], []]) == pytest.approx((8 / 3) ** 0.5)
+    assert pooled_std([[1], [3], [5]]) == pytest.approx(2)
+    with pytest.raises(ValueError, match="fewer than two"):
+        pooled_std([[1], []])
 
 
 @given(st.lists(st.lists(outcome, max_size=4), min_size=1))

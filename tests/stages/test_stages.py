@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from prefloop.configs.collect import CollectConfig, LabelConfig
@@ -20,6 +21,7 @@ from prefloop.configs.sft import SFTConfig
 from prefloop.configs.shared import EngineConfig, LoraConfig, OptimConfig
 from prefloop.data.jsonl import read_preferences, text_completion, write_jsonl
 from prefloop.models.checkpoint import read_checkpoint
+from prefloop.rewards.learned import LearnedReward
 from prefloop.stages import collect, evaluate, label, ppo, reward, sft
 from prefloop.types import (
     Comparison,
@@ -250,6 +252,19 @@ def test_a_reward_model_learns_a_preference(pooling: str) -> None:
     held = samples("rm")
     right = [(row["score_a"] > row["score_b"]) == (row["target"] > 0.5) for row in held]
     assert sum(right) / len(right) == result["accuracy"]
+
+
+def test_reference_answers_have_mean_0_and_std_1_within_prompts() -> None:
+    write_marked_preferences(40)
+    config = marked_config("rm", epochs=1)
+    reward.run(config)
+    training, _ = reward.split(read_preferences("marked.jsonl"), config)
+    scored = LearnedReward("rm", ENGINE)(
+        [p.prompt for p in training for _ in range(2)], [i for p in training for i in p.items]
+    )
+    values = np.array([score.value for score in scored]).reshape(-1, 2)
+    assert values.mean() == pytest.approx(0, abs=1e-4) and values.std() != pytest.approx(1, rel=0.02)
+    assert np.sqrt((np.diff(values) ** 2 / 2).mean()) == pytest.approx(1, rel=1e-4)
 
 
 def test_a_reward_model_learns_nothing_from_shuffled_labels() -> None:

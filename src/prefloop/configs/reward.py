@@ -28,8 +28,8 @@ class RewardConfig(Config):
     """Train adapters instead of all weights."""
     heldout: float = Field(default=0.15, gt=0, lt=1)
     """Share of prompts held out when the preferences carry no dev split."""
-    reference_samples: int = Field(default=128, ge=2)
-    """Answers on which gain and bias are fixed so that reference samples score mean 0 and std 1."""
+    reference_samples: int = Field(default=256, ge=2)
+    """Answers on which gain and bias are fixed: mean 0 over all, std 1 among answers to one prompt."""
     shuffle_labels: bool = False
     """Negative control: flip half of each prompt's training targets at random, so that nothing can be learned."""
     engine: EngineConfig = EngineConfig()

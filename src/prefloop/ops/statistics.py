@@ -43,6 +43,20 @@ def cluster_bootstrap(
     return float(low), float(high)
 
 
+def pooled_std(groups: Sequence[ArrayLike]) -> float:
+    """Standard deviation within groups: root of all squared distances from the own group's mean over sum(n - 1).
+
+    Where every group is a single value, that of all values. ValueError with fewer than two values.
+    """
+    arrays = [np.asarray(group, dtype=float) for group in groups]
+    if all(array.size < 2 for array in arrays):
+        arrays = [np.concatenate(arrays)] if arrays else []
+    freedom = sum(max(array.size - 1, 0) for array in arrays)
+    if not freedom:
+        raise ValueError("pooled_std: fewer than two values have no spread; give more")
+    return math.sqrt(sum(float(((array - array.mean()) ** 2).sum()) for array in arrays if array.size) / freedom)
+
+
 def wilson(successes: float, n: int, level: float = 0.95) -> tuple[float, float]:
     """Score interval (low, high) of a binomial fraction: Wilson 1927. ValueError unless 0 <= successes <= n, n > 0."""
     if n <= 0 or not 0 <= successes <= n:

@@ -11,7 +11,7 @@ from prefloop.types import Completion, Prompt, Score
 
 
 class LearnedReward:
-    """gain * raw score + bias, fixed at training so that reference samples have mean 0 and std 1."""
+    """gain * raw score + bias, fixed at training on reference samples: mean 0, and std 1 within prompts."""
 
     def __init__(self, name: str, engine: EngineConfig) -> None:
         self.scorer, record = build_reward_scorer(name, engine)

@@ -18,6 +18,7 @@ from prefloop.engine.local import LocalLearner
 from prefloop.engine.schedule import derived_seed, rate, take
 from prefloop.evals.reward_model import HeldoutPair, measure
 from prefloop.models.heads import reward_head
+from prefloop.ops.statistics import pooled_std
 from prefloop.rewards.rubric import rubric
 from prefloop.run import Run, progress
 from prefloop.stages.saving import resume, save_final, save_step
@@ -134,20 +135,23 @@ def _flipped(preference: Preference) -> Preference:
 def centre(
     learner: LocalLearner, encoder: Encoder, preferences: Sequence[Preference], samples: int
 ) -> tuple[float, float]:
-    """Gain and bias that give reference samples mean 0 and std 1 (Ziegler et al. 2019): score = gain * raw + bias.
+    """Gain and bias of score = gain * raw + bias: reference samples get mean 0 (Ziegler et al. 2019), and std 1 within
+    prompts: a policy gains by the differences there, so that a KL coefficient means one thing.
 
     The reference samples are answers of the training comparisons that were drawn at temperature 1 (all where none was),
-    as many from each prompt, the prompts evenly spread.
+    from prompts evenly spread, up to four or an even share from each.
     """
     items = [(p.prompt, item) for p in preferences for item in p.items]
     answers = by_prompt([pair for pair in items if pair[1].sampling.temperature == 1.0] or items)
-    each, stride = max(1, samples // len(answers)), max(1, len(answers) // samples)
-    trees = [answer_tree(prompt, known[:each], encoder) for prompt, known in list(answers.values())[::stride]]
-    scores = [score for reading in learner.forward(trees, {"scores"}) for score in reading.scores.values()]
-    mean, std = float(np.mean(scores)), float(np.std(scores))
+    each = max(4, samples // len(answers))
+    groups = [(prompt, known[:each]) for prompt, known in answers.values()]
+    stride = max(1, sum(len(known) for _, known in groups) // samples)
+    trees = [answer_tree(prompt, known, encoder) for prompt, known in groups[::stride]]
+    scores = [list(reading.scores.values()) for reading in learner.forward(trees, {"scores"})]
+    mean, std = float(np.mean(np.concatenate(scores))), pooled_std(scores)
     if not std > 1e-6:
         raise PrefloopError(
-            f"The reward model gives all {len(scores)} reference answers one score; it learned nothing."
+            f"The reward model tells none of its {sum(map(len, scores))} reference answers apart; it learned nothing."
         )
     return 1 / std, -mean / std
 
