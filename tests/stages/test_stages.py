@@ -292,11 +292,12 @@ def test_shuffling_leaves_nothing_of_a_prompts_labels() -> None:
         for i, size in sizes.items()
         for k in range(size)
     ]
-    made += [pair(asked(9, "dev"), "good", "bad")]
+    ties = [dataclasses.replace(pair(asked(0, "train"), f"as good {k}", f"{k} as good"), target=0.5) for k in range(9)]
+    made += [*ties, pair(asked(9, "dev"), "good", "bad")]
     config = small_config("rm", "unused.jsonl").model_copy(update={"shuffle_labels": True})
     (training, _), (again, _) = reward.split(made, config), reward.split(made, config)
     left = {i: sum(p.target or 0 for p in training if p.prompt.id == asked(i, "train").id) for i in sizes}
-    assert left[0] == 5 and left[1] in (2, 3) and left[2] == 1 and left[3] == 3
+    assert left[0] == 5 + 9 / 2 and left[1] in (2, 3) and left[2] == 1 and left[3] == 3
     assert training == again != [p for p in made if p.prompt.split == "train"]
 
 

@@ -46,15 +46,13 @@ def cluster_bootstrap(
 def pooled_std(groups: Sequence[ArrayLike]) -> float:
     """Standard deviation within groups: root of all squared distances from the own group's mean over sum(n - 1).
 
-    Where every group is a single value, that of all values. ValueError with fewer than two values.
+    ValueError when no group has two values.
     """
-    arrays = [np.asarray(group, dtype=float) for group in groups]
-    if all(array.size < 2 for array in arrays):
-        arrays = [np.concatenate(arrays)] if arrays else []
-    freedom = sum(max(array.size - 1, 0) for array in arrays)
+    arrays = [array for group in groups if (array := np.asarray(group, dtype=float)).size]
+    freedom = sum(array.size - 1 for array in arrays)
     if not freedom:
-        raise ValueError("pooled_std: fewer than two values have no spread; give more")
-    return math.sqrt(sum(float(((array - array.mean()) ** 2).sum()) for array in arrays if array.size) / freedom)
+        raise ValueError("pooled_std: no group has two values; give more")
+    return math.sqrt(sum(float(((array - array.mean()) ** 2).sum()) for array in arrays) / freedom)
 
 
 def wilson(successes: float, n: int, level: float = 0.95) -> tuple[float, float]:

@@ -111,12 +111,13 @@ def as_pairs(preference: Preference) -> list[Preference]:
 
 
 def _shuffled(preferences: Sequence[Preference], seed: int) -> list[Preference]:
-    """Half of each prompt's targets flipped (of an odd number, the odd one by a coin). Coins alone would leave labels
-    that by chance agree or disagree with the annotators, and a reward model that makes the most of it."""
+    """Half of each prompt's targets flipped (of an odd number, the odd one by a coin), ties aside. Coins alone would leave
+    more that by chance agrees with the annotators, or disagrees."""
     chance = np.random.Generator(np.random.Philox(seed))
     places: dict[str, list[int]] = {}
     for place, preference in enumerate(preferences):
-        places.setdefault(preference.prompt.id, []).append(place)
+        if preference.target != 0.5:
+            places.setdefault(preference.prompt.id, []).append(place)
     made = list(preferences)
     for own in places.values():
         for place in chance.permutation(own)[: (len(own) + int(chance.integers(2))) // 2]:
@@ -138,11 +139,14 @@ def centre(
     """Gain and bias of score = gain * raw + bias: reference samples get mean 0 (Ziegler et al. 2019), and std 1 within
     prompts: a policy gains by the differences there, so that a KL coefficient means one thing.
 
-    The reference samples are answers of the training comparisons that were drawn at temperature 1 (all where none was),
-    from prompts evenly spread, up to four or an even share from each.
+    The reference samples are answers of the training comparisons, up to four or an even share from each of prompts that
+    are evenly spread; only those drawn at temperature 1, if half of the prompts have two of these.
     """
     items = [(p.prompt, item) for p in preferences for item in p.items]
-    answers = by_prompt([pair for pair in items if pair[1].sampling.temperature == 1.0] or items)
+    answers = by_prompt(items)
+    plain = by_prompt([pair for pair in items if pair[1].sampling.temperature == 1.0])
+    if 2 * sum(len(known) > 1 for _, known in plain.values()) >= len(answers):
+        answers = plain
     each = max(4, samples // len(answers))
     groups = [(prompt, known[:each]) for prompt, known in answers.values()]
     stride = max(1, sum(len(known) for _, known in groups) // samples)
