@@ -36,7 +36,7 @@ KL_TOLERANCE = 0.3
 SLICE_FLOOR = 0.45
 SHOWN = 10
 PANELS = (
-    ("reward/score", "Reward-model score (reference stds)"),
+    ("reward/score", "Reward-model score (stds within prompts)"),
     ("kl/response", "KL to the reference (nats per response)"),
     ("gold/win_rate", "Preferred to SFT (simulated judge)"),
 )

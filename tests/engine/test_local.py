@@ -160,11 +160,11 @@ def test_the_reference_of_an_adapter_is_its_base_exactly(last_layers: int | None
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3"])
 def test_layers_below_all_adapters_run_once_a_rollout(family: Literal["llama", "qwen3", "gemma3"]) -> None:
     def learn(share: bool) -> tuple[list[int], dict[str, float], list[Tensor]]:
-        model: Any = tiny_model(0, width=16, family=family)
+        model: Any = tiny_model(0, layers=4, width=16, family=family)
         source = LoadedModel(model, TOKENIZER, "tiny", "")
-        optim = OPTIM.model_copy(update={"last_layers": 1})
+        optim = OPTIM.model_copy(update={"last_layers": 2})
         learner = build_learner(source, ENGINE, optim, lora=LoraConfig(rank=4, alpha=8))
-        runs = [0, 0]
+        runs = [0] * 4
         for place, layer in enumerate(model.model.layers):
             layer.self_attn.register_forward_hook(lambda *_, place=place: runs.__setitem__(place, runs[place] + 1))
         for step in range(2):
@@ -176,7 +176,7 @@ def test_layers_below_all_adapters_run_once_a_rollout(family: Literal["llama", "
         return runs, metrics, learner.masters
 
     (plain, metrics, weights), (shared, same, equal) = learn(False), learn(True)
-    assert shared == [plain[0], 3 * plain[1]]
+    assert shared == [*plain[:2], *(3 * run for run in plain[2:])]
     assert same == metrics and all(torch.equal(a, b) for a, b in zip(weights, equal, strict=True))
 
 

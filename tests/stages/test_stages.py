@@ -410,8 +410,8 @@ def test_a_leash_holds() -> None:
 @pytest.mark.parametrize("lora", [None, LoraConfig(rank=2)], ids=["whole", "lora"])
 def test_an_interrupted_ppo_run_continues_the_same_numbers(lora: LoraConfig | None) -> None:
     write_prompts(6)
-    settings: dict[str, Any] = {"steps": 6, "save_every": 3, "group": 2, "lora": lora}
-    settings |= {"kl": KLConfig(target=0.5), "optim": OptimConfig(lr=1e-3)}
+    settings: dict[str, Any] = {"steps": 6, "save_every": 3, "group": 2, "lora": lora, "leave_one_out": True}
+    settings |= {"kl": KLConfig(target=0.5), "optim": OptimConfig(lr=1e-3, last_layers=1)}
     whole = ppo.run(toy("whole", "even", **settings))
     config = toy("broken", "fails_once", **settings)
     with pytest.raises(RuntimeError, match="power"):

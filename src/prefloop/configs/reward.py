@@ -31,7 +31,7 @@ class RewardConfig(Config):
     reference_samples: int = Field(default=256, ge=2)
     """Answers on which gain and bias are fixed: mean 0 over all, std 1 among answers to one prompt."""
     shuffle_labels: bool = False
-    """Negative control: flip half of each prompt's training targets at random, so that they say nothing on the whole."""
+    """Negative control: flip half of each prompt's training targets, so that on the whole they say nothing."""
     engine: EngineConfig = EngineConfig()
     """Precision, threads, micro-batches."""
     save_every: int = Field(default=100, ge=1)

@@ -14,7 +14,8 @@ class Config(BaseModel):
 
 
 class LoraConfig(Config):
-    """Low-rank adapters (Hu et al. 2021) on every linear layer of the trunk; reference = adapter off."""
+    """Low-rank adapters (Hu et al. 2021) on every linear layer of the trunk, or of its top `optim.last_layers`;
+    reference = adapter off."""
 
     rank: int = Field(default=16, ge=1)
     """Rank of each adapter."""

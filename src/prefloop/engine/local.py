@@ -117,7 +117,8 @@ class LocalScorer:
             else:
                 out = self.outputs(forest, states, read - {"logprobs", "entropy"}, temperature)
                 both = self._against(forest, states, reference, temperature, lower)
-                self.lower[_content(trees[i] for i in members)] = lower
+                if self.unadapted:
+                    self.lower[_content(trees[i] for i in members)] = lower
                 columns = {
                     "logprobs": both.logp,
                     "entropy": both.entropy,
@@ -214,7 +215,7 @@ class LocalLearner(LocalScorer):
         metrics: dict[str, float] = {}
         for members in pack(trees, self.token_budget):
             forest = build_forest([trees[i] for i in members], self.device)
-            lower = self.lower.get(_content(trees[i] for i in members), [])
+            lower = self.lower.get(_content(trees[i] for i in members), []) if self.lower else []
             out = self.outputs(forest, self.hidden(forest, lower), read, temperature)
             result = function(out, forest, totals, **params)
             if not torch.isfinite(result.loss):

@@ -65,7 +65,7 @@ def loop_chart(rows: Sequence[Mapping[str, float]], *, kl_target: float | None, 
     rows: metrics.jsonl lines of PPO. A series that was not logged leaves its panel out. Empty text when none was.
     """
     panels: list[tuple[str, str, float]] = [
-        ("reward/score", "Reward-model score (reference stds)", 3.0),
+        ("reward/score", "Reward-model score (stds within prompts)", 3.0),
         ("kl/response", "KL to the reference (nats per response)", 3.0),
         ("kl/coef", "KL coefficient (reward per nat)", 1.6),
         ("gold/win_rate", "Preferred to SFT" + (", by simulated judges" if simulated else ""), 3.0),

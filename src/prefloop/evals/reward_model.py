@@ -64,7 +64,7 @@ def measure(pairs: Sequence[HeldoutPair], *, gain: float = 1.0) -> RewardReport:
     annotators chose; equal ones count a half. The interval resamples prompts. Calibration is symmetrised: each pair
     counts once, for the answer with the higher score, with sigmoid(|score_a - score_b| / gain) against the share of
     annotators that chose it, in 10 bins of equal mass. `gain`: what raw scores were multiplied by to bring them to
-    reference stds; 1 when differences of scores are logits. PrefloopError when no pair has a majority.
+    stds within prompts; 1 when differences of scores are logits. PrefloopError when no pair has a majority.
     """
     decided = [pair for pair in pairs if pair.target != 0.5]
     if not decided:

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from prefloop.types import PrefloopError
+
 
 def layer_of(name: str) -> int | None:
     """The layer's number in a full name such as model.layers.7.mlp.up_proj; None outside the layers."""
@@ -15,14 +17,19 @@ def layer_of(name: str) -> int | None:
 
 
 def first_of_top(model: nn.Module, count: int) -> int:
-    """Number of the lowest among the top `count` layers (0 or less when there are no more than that)."""
-    return 1 + max((layer_of(name) or 0 for name, _ in model.named_modules()), default=-1) - count
+    """Number of the lowest among the top `count` layers. Raises PrefloopError when there are fewer."""
+    layers = 1 + max(layer_of(name) or 0 for name, _ in model.named_modules())
+    if count > layers:
+        raise PrefloopError(f"last_layers is {count}, but this model has {layers} layers; ask for no more than these.")
+    return layers - count
 
 
-def freeze_below_top(model: Any, count: int) -> None:
+def freeze_below_top(model: nn.Module, count: int) -> None:
     """Only the top `count` layers, and what follows them, go on training: the backward pass ends below them."""
     first = first_of_top(model, count)
-    model.get_input_embeddings().requires_grad_(False)
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            module.requires_grad_(False)
     for name, parameter in model.named_parameters():
         if (layer := layer_of(name)) is not None and layer < first:
             parameter.requires_grad_(False)

@@ -28,7 +28,7 @@ def gae(
 
 
 def leave_one_out(scores: Float[Tensor, "P G"]) -> Float[Tensor, "P G"]:
-    """The mean score of the G - 1 other responses to the same prompt: a baseline that leaves the policy gradient
+    """The mean score of the G - 1 >= 1 other responses to the same prompt: a baseline that leaves the policy gradient
     unbiased, as the response itself has no part in it. Kool et al. 2019; RLOO (Ahmadian et al. 2024, arXiv 2402.14740).
     """
     return (scores.sum(dim=1, keepdim=True) - scores) / (scores.shape[1] - 1)

@@ -1,4 +1,4 @@
-"""A reward model as a reward function, in units of reference standard deviations."""
+"""A reward model as a reward function, in standard deviations among answers to one prompt."""
 
 from __future__ import annotations
 

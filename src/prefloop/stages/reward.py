@@ -111,8 +111,8 @@ def as_pairs(preference: Preference) -> list[Preference]:
 
 
 def _shuffled(preferences: Sequence[Preference], seed: int) -> list[Preference]:
-    """Half of each prompt's targets flipped (of an odd number, the odd one by a coin), ties aside. Coins alone would leave
-    more that by chance agrees with the annotators, or disagrees."""
+    """Half of each prompt's targets flipped (of an odd number, the odd one by a coin), ties aside. Coins alone would
+    leave more that by chance agrees with the annotators, or disagrees."""
     chance = np.random.Generator(np.random.Philox(seed))
     places: dict[str, list[int]] = {}
     for place, preference in enumerate(preferences):
