@@ -20,7 +20,9 @@ from prefloop.configs.reward import RewardConfig
 from prefloop.configs.sft import SFTConfig
 from prefloop.configs.shared import EngineConfig, LoraConfig, OptimConfig
 from prefloop.data.jsonl import read_preferences, text_completion, write_jsonl
+from prefloop.engine.build import build_encoder, build_learner, load
 from prefloop.models.checkpoint import read_checkpoint
+from prefloop.models.heads import reward_head
 from prefloop.rewards.learned import LearnedReward
 from prefloop.stages import collect, evaluate, label, ppo, reward, sft
 from prefloop.types import (
@@ -265,6 +267,20 @@ def test_reference_answers_have_mean_0_and_std_1_within_prompts() -> None:
     values = np.array([score.value for score in scored]).reshape(-1, 2)
     assert values.mean() == pytest.approx(0, abs=1e-4) and values.std() != pytest.approx(1, rel=0.02)
     assert np.sqrt((np.diff(values) ** 2 / 2).mean()) == pytest.approx(1, rel=1e-4)
+
+
+def test_the_noise_of_a_model_that_learned_nothing_is_not_blown_up() -> None:
+    write_marked_preferences(40)
+    source = load("tiny", ENGINE)
+
+    def gain(scale: float) -> float:
+        head = reward_head(source.model.config.get_text_config().hidden_size, 0)
+        head.weight.data *= scale
+        learner = build_learner(source, ENGINE, OptimConfig(lr=1e-3), lora=None, head=head, pooling="last", seed=0)
+        return reward.centre(learner, build_encoder(source), read_preferences("marked.jsonl"), 256)[0]
+
+    assert gain(4) == pytest.approx(gain(2) / 2) and gain(2) < 1 / reward.LEAST_SPREAD
+    assert gain(0.1) == gain(0.01) == 1 / reward.LEAST_SPREAD
 
 
 def test_a_reward_model_learns_nothing_from_shuffled_labels() -> None:

@@ -24,6 +24,8 @@ from prefloop.run import Run, progress
 from prefloop.stages.saving import resume, save_final, save_step
 from prefloop.types import Completion, Preference, PrefloopError, Prompt, to_json
 
+LEAST_SPREAD = 0.4  # logits of preference, among answers to one prompt
+
 
 def run(config: RewardConfig) -> Mapping[str, Any]:
     """Fit, fix gain and bias on reference samples, measure; returns the result with the checkpoint's path."""
@@ -137,7 +139,8 @@ def centre(
     learner: LocalLearner, encoder: Encoder, preferences: Sequence[Preference], samples: int
 ) -> tuple[float, float]:
     """Gain and bias of score = gain * raw + bias: reference samples get mean 0 (Ziegler et al. 2019), and std 1 within
-    prompts: a policy gains by the differences there, so that a KL coefficient means one thing.
+    prompts: a policy gains by the differences there, so that a KL coefficient means one thing. A std below LEAST_SPREAD
+    counts as that much: the policy shall not chase the noise of a model that learned next to nothing.
 
     The reference samples are answers of the training comparisons, up to four or an even share from each of prompts that
     are evenly spread; only those drawn at temperature 1, if half of the prompts have two of these.
@@ -157,7 +160,8 @@ def centre(
         raise PrefloopError(
             f"The reward model tells none of its {sum(map(len, scores))} reference answers apart; it learned nothing."
         )
-    return 1 / std, -mean / std
+    gain = 1 / max(std, LEAST_SPREAD)
+    return gain, -gain * mean
 
 
 def by_prompt(items: Sequence[tuple[Prompt, Completion]]) -> dict[str, tuple[Prompt, list[Completion]]]:
