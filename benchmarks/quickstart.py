@@ -67,7 +67,8 @@ same held-out labels. Seeds that ran side by side took longer than one alone.
 ## Win rate by kind of prompt, seeds together
 
 {slices}
-Answers before and after, drawn at random: {samples}. All figures: [results.json](results.json).
+Answers before and after, drawn at random: {samples}. All figures: [results.json](results.json). How the recipe came
+about, and what failed on the way: [TUNING.md](TUNING.md).
 """
 Rows = Sequence[Mapping[str, Any]]
 
