@@ -109,6 +109,7 @@ def test_a_loaded_stage_is_what_its_json_says(stage: str, seed: int, name: str) 
         ('name = "a"', ["seed=true"], ["seed = true", "integer"]),
         ('name = "a"', ["ppo.kl.coef=0"], ["[ppo.kl] coef is 0", "take 'fixed'"]),
         ('name = "a"', ["ppo.group=1", "ppo.leave_one_out=true"], ["[ppo] leave_one_out needs", "group to 2 or more"]),
+        ('name = "a"', ["ppo.kl.clip=1.0", "ppo.kl.horizon=1.0"], ["[ppo.kl] horizon is not above clip", "longer"]),
         ('name = "a"', ["sft.optim.betas=[1.0,0.9]"], ["[sft.optim.betas] 0", "1.0", "less than 1"]),
         ('name = "a"', ["ppo.kl.coef=-1"], ["[ppo.kl] coef", "-1", "greater than or equal to 0"]),
         ('name = "a"', ["ppo.kl=3"], ["[ppo] kl", "3"]),

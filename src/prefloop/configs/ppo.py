@@ -16,8 +16,10 @@ class KLConfig(Config):
     """Initial coefficient, in reward per nat."""
     target: float = Field(default=6.0, gt=0)
     """Wanted KL to the reference, in nats per response."""
-    horizon: float = Field(default=2.0, gt=0.2)
+    horizon: float = Field(default=2.0, gt=0)
     """Horizon of the controller, in rollout batches."""
+    clip: float = Field(default=0.2, gt=0, le=1)
+    """Largest relative error that the controller acts on: the coefficient changes by clip / horizon a batch at most."""
 
     @model_validator(mode="after")
     def _controllable(self) -> Self:
@@ -25,6 +27,8 @@ class KLConfig(Config):
             raise ValueError(
                 "coef is 0, which the adaptive controller can only multiply; start above 0 or take 'fixed'"
             )
+        if self.clip >= self.horizon:
+            raise ValueError("horizon is not above clip, so that one batch could end the leash; make it longer")
         return self
 
 

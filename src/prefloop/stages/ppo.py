@@ -159,7 +159,7 @@ def controller(config: KLConfig, episodes: int, coef: float | None) -> AdaptiveK
     now = config.coef if coef is None else coef
     if config.controller == "fixed":
         return FixedKL(now)
-    return AdaptiveKL(now, config.target, config.horizon * episodes)
+    return AdaptiveKL(now, config.target, config.horizon * episodes, config.clip)
 
 
 def shaped_scores(
