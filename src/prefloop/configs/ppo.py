@@ -79,7 +79,8 @@ class PPOConfig(Config):
     whiten_rewards: bool = False
     """Scale per-token rewards to unit std, mean kept (2019 recipe)."""
     missing_stop_score: float | None = -1.0
-    """Most that an answer scores which did not end by itself, in stds within prompts; none keeps the model's score."""
+    """Most that an answer scores which is empty or did not end by itself, in stds within prompts; none keeps the
+    model's score."""
     kl: KLConfig = KLConfig()
     """Leash to the reference."""
     optim: OptimConfig = OptimConfig(lr=1e-5, decay=False, eps=1e-5)

@@ -165,12 +165,14 @@ def controller(config: KLConfig, episodes: int, coef: float | None) -> AdaptiveK
 def shaped_scores(
     reward: RewardFn, prompts: Sequence[Prompt], completions: Sequence[Completion], config: PPOConfig
 ) -> list[float]:
-    """Reward-model scores; an answer that did not end by itself gets `missing_stop_score` instead, if that is lower."""
+    """Reward-model scores; an answer that is empty or did not end by itself gets `missing_stop_score` instead, if lower.
+    What an empty answer is worth no reward model was shown."""
     scores = [score.value for score in reward(prompts, completions)]
     missing = config.missing_stop_score
     if missing is None:
         return scores
-    return [min(s, missing) if c.finish_reason != "stop" else s for s, c in zip(scores, completions, strict=True)]
+    whole = [c.finish_reason == "stop" and bool(c.text.strip()) for c in completions]
+    return [score if good else min(score, missing) for score, good in zip(scores, whole, strict=True)]
 
 
 def read_policy(
