@@ -35,6 +35,7 @@ from prefloop.types import (
     PrefloopError,
     Prompt,
     Sampling,
+    Score,
 )
 
 ENGINE = EngineConfig(dtype="fp32", threads=1, token_budget=1500)

@@ -165,8 +165,8 @@ def controller(config: KLConfig, episodes: int, coef: float | None) -> AdaptiveK
 def shaped_scores(
     reward: RewardFn, prompts: Sequence[Prompt], completions: Sequence[Completion], config: PPOConfig
 ) -> list[float]:
-    """Reward-model scores; an answer that is empty or did not end by itself gets `missing_stop_score` instead, if lower.
-    What an empty answer is worth no reward model was shown."""
+    """Reward-model scores, of answers that are empty or did not end by themselves at most `missing_stop_score`: what
+    an empty answer is worth no reward model was shown."""
     scores = [score.value for score in reward(prompts, completions)]
     missing = config.missing_stop_score
     if missing is None:
