@@ -148,7 +148,8 @@ def centre(
     items = [(p.prompt, item) for p in preferences for item in p.items]
     answers = by_prompt(items)
     plain = by_prompt([pair for pair in items if pair[1].sampling.temperature == 1.0])
-    if 2 * sum(len(known) > 1 for _, known in plain.values()) >= len(answers):
+    plain = {name: found for name, found in plain.items() if len(found[1]) > 1}
+    if 2 * len(plain) >= len(answers):
         answers = plain
     each = max(4, samples // len(answers))
     groups = [(prompt, known[:each]) for prompt, known in answers.values()]
