@@ -2,8 +2,8 @@
 
 From a finished run's SFT, reward model and collected answers, PPO alone runs again for twelve horizons (the controller
 changes its coefficient by at most 0.2 / horizon a step, so a factor of four takes seven): with a quarter and with four
-times the first coefficient, and with twice the target. The rate is 0.4 of the recipe's, lest the policy falls to a
-single answer in those seven horizons, from which nothing leads back. Its runs are runs/NAME-kl-*; what is finished is
+times the first coefficient, and with twice the target. The rate is 0.4 of the recipe's, to give the controller time;
+for the quickstart's leash that was not enough (quickstart/TUNING.md). Its runs are runs/NAME-kl-*; what is finished is
 kept.
 Writes kl_control.json, .svg and .png beside this file; exits 0 only where every variant comes within 30 %.
 """

@@ -27,7 +27,7 @@ class KLConfig(Config):
             raise ValueError(
                 "coef is 0, which the adaptive controller can only multiply; start above 0 or take 'fixed'"
             )
-        if self.clip >= self.horizon:
+        if self.controller == "adaptive" and self.clip >= self.horizon:
             raise ValueError("horizon is not above clip, so that one batch could end the leash; make it longer")
         return self
 
