@@ -19,6 +19,8 @@ STAGE_HELP = {
     "label": "Have the collected answers compared.",
     "reward": "Fit a reward model on the comparisons.",
     "ppo": "Train the policy against the reward model, on a KL leash.",
+    "group": "Train the policy by comparing answers to one prompt: GRPO or RLOO.",
+    "direct": "Fit the policy on the comparisons themselves: DPO.",
     "evaluate": "Compare the policy with its baselines on held-out prompts.",
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from prefloop.configs.shared import EngineConfig, OptimConfig
 from prefloop.data.forest import Totals, build_forest
 from prefloop.data.trees import with_fields
 from prefloop.engine.build import build_learner
-from prefloop.engine.objectives import Outputs, bradley_terry, ppo, resolve_loss, sft
+from prefloop.engine.objectives import LossOut, Outputs, bradley_terry, dpo, grpo, ppo, resolve_loss, rloo, sft
 from prefloop.models.heads import value_head
 from prefloop.models.load import LoadedModel
 from prefloop.models.tiny import tiny_model, tiny_tokenizer
@@ -28,7 +29,8 @@ def tree(*answers: Node, pairs: tuple[Pair, ...] = ()) -> Tree:
 
 
 def test_losses_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, reads in (("sft", {"logprobs"}), ("bradley_terry", {"scores"}), ("ppo", {"logprobs", "values"})):
+    known = {"bradley_terry": {"scores"}, "ppo": {"logprobs", "values"}}
+    for name, reads in (known | {key: {"logprobs"} for key in ("sft", "dpo", "grpo", "rloo")}).items():
         assert resolve_loss(name)[1] == reads
     (tmp_path / "own_losses.py").write_text(
         "from prefloop.engine.objectives import LossOut\n"
@@ -50,9 +52,11 @@ def test_losses_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert 0 < history[0] < history[-1] <= math.log(259)
 
 
-@pytest.mark.parametrize("name", ["dpo", "", "nowhere_at_all:loss", "prefloop.ops.losses:nothing", "./x:y"])
+@pytest.mark.parametrize("name", ["odpo", "", "nowhere_at_all:loss", "prefloop.ops.losses:nothing", "./x:y"])
 def test_an_unknown_loss_is_a_plain_error(name: str) -> None:
-    with pytest.raises(PrefloopError, match=r"Unknown loss .*take one of sft, bradley_terry, ppo or 'module:function'"):
+    with pytest.raises(
+        PrefloopError, match=r"Unknown loss .*take one of sft, bradley_terry, dpo, .* or 'module:function'"
+    ):
         resolve_loss(name)
 
 
@@ -81,6 +85,76 @@ def test_bradley_terry_and_its_accuracy() -> None:
     assert float(out.metrics["accuracy/train"]) == pytest.approx((1 + 0 + 0.5 + 2) / 5)
     equal = bradley_terry(Outputs(scores=torch.zeros(3)), build_forest([made]), Totals.of([made]))
     assert float(equal.loss) == pytest.approx(math.log(2), rel=1e-6)
+
+
+def test_dpo_by_hand() -> None:
+    """h = 0.5 ((-1 - 2 + 1) - (-3 + 2)): chosen summed over two tokens, less the reference's; the pair twice, once with
+    target 0.25."""
+    pairs = (Pair(a=1, b=2), Pair(a=2, b=1, target=0.25))
+    made = tree(
+        answer(4, 5, reference_logprobs=(-0.5, -0.5)),
+        answer(6, reference_logprobs=(-2.0,)),
+        pairs=pairs,
+    )
+    out = dpo(Outputs(logprobs=torch.tensor([-1.0, -2.0, -3.0])), build_forest([made]), Totals.of([made]), beta=0.5)
+    h = 0.5 * ((-3.0 + 1.0) - (-3.0 + 2.0))
+    expected = math.log1p(math.exp(-h)) + 0.25 * math.log1p(math.exp(h)) + 0.75 * math.log1p(math.exp(-h))
+    assert float(out.loss) == pytest.approx(expected / 2, rel=1e-6)
+    found = {name: float(value) for name, value in out.metrics.items()}
+    assert found["logratio/chosen"] == pytest.approx((-2.0 + 0.25 * -1.0 + 0.75 * -2.0) / 2)
+    assert found["logratio/rejected"] == pytest.approx((-1.0 + 0.25 * -2.0 + 0.75 * -1.0) / 2)
+
+
+def test_dpos_gradient_is_that_of_its_paper() -> None:
+    """-beta sigmoid(-h) (grad log pi(chosen) - grad log pi(rejected)): equation 8's line of Rafailov et al. 2023."""
+    made = tree(
+        answer(4, 5, reference_logprobs=(-1.0, -1.0)), answer(6, reference_logprobs=(-1.0,)), pairs=(Pair(a=1, b=2),)
+    )
+    logprobs = torch.tensor([-0.5, -1.5, -0.25], requires_grad=True)
+    dpo(Outputs(logprobs=logprobs), build_forest([made]), Totals.of([made]), beta=0.3).loss.backward()
+    assert logprobs.grad is not None
+    pull = 0.3 / (1 + math.exp(0.3 * (0.0 - 0.75)))
+    assert logprobs.grad.tolist() == pytest.approx([-pull, -pull, pull], rel=1e-5)
+
+
+def two_answers(**columns: tuple[tuple[float, ...], tuple[float, ...]]) -> Tree:
+    """Answers of two tokens and of one, advantages 1 and -2, and more columns for each."""
+    known = {"advantages": ((1.0, 1.0), (-2.0,)), "sampled_logprobs": ((-1.0, -2.0), (-3.0,))} | columns
+    return tree(*(answer(*ids, **{n: c[i] for n, c in known.items()}) for i, ids in enumerate(((4, 5), (6,)))))
+
+
+def test_grpo_by_hand() -> None:
+    made = two_answers(old_logprobs=((-1.0, -2.0), (-3.0,)), reference_logprobs=((-1.0, -1.0), (-3.0,)))
+    out = Outputs(logprobs=torch.tensor([-0.5, -2.0, -3.0]))
+    found = grpo(out, build_forest([made]), Totals.of([made]), clip=0.2, kl_coef=0.1)
+    policy = ((-1.2 - 1.0) / 2 + 2.0) / 2
+    penalty = ((math.expm1(-0.5) + 0.5 + math.expm1(1.0) - 1.0) / 2 + 0.0) / 2
+    assert float(found.loss) == pytest.approx(policy + 0.1 * penalty, rel=1e-6)
+    assert float(found.metrics["policy/clip_fraction"]) == pytest.approx(0.5 / 2)
+    assert float(found.metrics["policy/ratio_max"]) == pytest.approx(math.exp(0.5))
+    assert float(found.metrics["sampler/logprob_gap"]) == pytest.approx(0.5 / 3)
+
+
+def test_rloo_by_hand() -> None:
+    made = two_answers(old_logprobs=((-1.0, -2.0), (-3.0,)))
+    out = Outputs(logprobs=torch.tensor([-0.9, -2.0, -3.1]))
+    found = rloo(out, build_forest([made]), Totals.of([made]), clip=0.2)
+    assert float(found.loss) == pytest.approx((-math.exp(0.1) + 2 * math.exp(-0.1)) / 2, rel=1e-6)
+    assert float(found.metrics["policy/clip_fraction"]) == 0
+
+
+@pytest.mark.parametrize("loss", [grpo, rloo])
+def test_one_update_a_rollout_is_the_policy_gradient(loss: Callable[..., LossOut]) -> None:
+    """Without old log-probs: the gradient of -A log pi, each response's mean or sum over its tokens."""
+    made = two_answers()
+    logprobs = torch.tensor([-1.0, -2.0, -3.0], requires_grad=True)
+    params = {"kl_coef": 0.0} if loss is grpo else {}
+    found = loss(Outputs(logprobs=logprobs), build_forest([made]), Totals.of([made]), clip=0.2, **params)
+    found.loss.backward()
+    assert logprobs.grad is not None
+    share = 0.5 if loss is grpo else 1.0
+    assert logprobs.grad.tolist() == pytest.approx([-share / 2, -share / 2, 2 / 2])
+    assert float(found.metrics["policy/ratio_max"]) == 1
 
 
 def test_ppo_by_hand() -> None:

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefloop.ops.advantages import discounted_returns, gae, leave_one_out
+from prefloop.ops.advantages import discounted_returns, gae, group_normalised, leave_one_out
 
 rows = st.lists(st.tuples(st.floats(-5, 5), st.floats(-5, 5)), min_size=1, max_size=12)
 fraction = st.floats(0, 1)
@@ -67,3 +67,17 @@ def test_leave_one_out_is_the_group_mean_scaled_and_blind_to_what_all_share(
     left = scores - leave_one_out(scores)
     torch.testing.assert_close(left, (scores - scores.mean(dim=1, keepdim=True)) * group / (group - 1))
     torch.testing.assert_close(left, (scores + shared) - leave_one_out(scores + shared))
+
+
+def test_group_normalised_by_hand() -> None:
+    scores = torch.tensor([[0.0, 2.0], [5.0, 5.0]], dtype=torch.float64)
+    scale = 2**0.5 + 1e-4  # the unbiased std of 0 and 2
+    assert group_normalised(scores).flatten().tolist() == pytest.approx([-1 / scale, 1 / scale, 0.0, 0.0])
+
+
+@given(st.lists(st.floats(-5, 5), min_size=2, max_size=9))
+def test_the_groups_mean_as_baseline_is_leave_one_out_in_small(scores: list[float]) -> None:
+    """(r - mean) G / (G - 1) = r - mean of the others: Dr. GRPO's advantage times G / (G - 1) is RLOO's."""
+    row = torch.tensor([scores], dtype=torch.float64)
+    scaled = (row - row.mean()) * len(scores) / (len(scores) - 1)
+    assert scaled.flatten().tolist() == pytest.approx((row - leave_one_out(row)).flatten().tolist(), abs=1e-9)

@@ -14,17 +14,22 @@ import numpy as np
 import pytest
 
 from prefloop.configs.collect import CollectConfig, LabelConfig
+from prefloop.configs.direct import DirectConfig
 from prefloop.configs.evaluate import EvaluateConfig
-from prefloop.configs.ppo import KLConfig, PPOConfig
+from prefloop.configs.group import GroupConfig
+from prefloop.configs.ppo import PPOConfig
 from prefloop.configs.reward import RewardConfig
+from prefloop.configs.rollout import KLConfig
 from prefloop.configs.sft import SFTConfig
 from prefloop.configs.shared import EngineConfig, LoraConfig, OptimConfig
+from prefloop.data.heldout import split
 from prefloop.data.jsonl import read_preferences, text_completion, write_jsonl
 from prefloop.engine.build import build_encoder, build_learner, load
+from prefloop.engine.schedule import derived_seed
 from prefloop.models.checkpoint import read_checkpoint
 from prefloop.models.heads import reward_head
 from prefloop.rewards.learned import LearnedReward
-from prefloop.stages import collect, evaluate, label, ppo, reward, sft
+from prefloop.stages import collect, direct, evaluate, group, label, ppo, reward, rollouts, sft
 from prefloop.types import (
     Comparison,
     Completion,
@@ -110,7 +115,7 @@ def metrics(out: str) -> list[dict[str, Any]]:
 
 
 def samples(out: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in Path(out, "samples.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in Path(out, "samples.jsonl").read_bytes().splitlines()]
 
 
 def test_the_whole_loop() -> None:
@@ -261,7 +266,7 @@ def test_reference_answers_have_mean_0_and_std_1_within_prompts() -> None:
     write_marked_preferences(40)
     config = marked_config("rm", epochs=1)
     reward.run(config)
-    training, _ = reward.split(read_preferences("marked.jsonl"), config)
+    training, _ = split(read_preferences("marked.jsonl"), config.heldout, derived_seed(config.seed, "heldout"))
     scored = LearnedReward("rm", ENGINE)(
         [p.prompt for p in training for _ in range(2)], [i for p in training for i in p.items]
     )
@@ -293,13 +298,11 @@ def test_a_reward_model_learns_nothing_from_shuffled_labels() -> None:
 
 def test_labels_are_shuffled_in_training_only() -> None:
     write_marked_preferences(160)
-    plain, shuffled = marked_config("a"), marked_config("a", shuffle_labels=True)
-    made = read_preferences("marked.jsonl")
-    (training, heldout), (flipped, same) = reward.split(made, plain), reward.split(made, shuffled)
-    assert heldout == same and not {p.prompt.id for p in training} & {p.prompt.id for p in heldout}
-    assert [p.items for p in training] == [p.items for p in flipped]
-    share = sum(a.target != b.target for a, b in zip(training, flipped, strict=True)) / len(training)
-    assert 0.35 < share < 0.65
+    results = [reward.run(marked_config(str(wrong), shuffle_labels=wrong, epochs=1)) for wrong in (False, True)]
+    assert [result["labels_shuffled"] for result in results] == [False, True]
+    names = "prompt_id", "target", "words_a", "words_b"
+    held = [[tuple(row[n] for n in names) for row in samples(str(wrong))] for wrong in (False, True)]
+    assert held[0] == held[1] and len(held[0]) == results[0]["pairs_heldout"]
 
 
 def test_shuffling_leaves_nothing_of_a_prompts_labels() -> None:
@@ -310,12 +313,12 @@ def test_shuffling_leaves_nothing_of_a_prompts_labels() -> None:
         for k in range(size)
     ]
     ties = [dataclasses.replace(pair(asked(0, "train"), f"as good {k}", f"{k} as good"), target=0.5) for k in range(9)]
-    made += [*ties, pair(asked(9, "dev"), "good", "bad")]
-    config = small_config("rm", "unused.jsonl").model_copy(update={"shuffle_labels": True})
-    (training, _), (again, _) = reward.split(made, config), reward.split(made, config)
+    made += ties
+    training = reward.shuffled(made, seed=0)
     left = {i: sum(p.target or 0 for p in training if p.prompt.id == asked(i, "train").id) for i in sizes}
     assert left[0] == 5 + 9 / 2 and left[1] in (2, 3) and left[2] == 1 and left[3] == 3
-    assert training == again != [p for p in made if p.prompt.split == "train"]
+    assert [p.items for p in training] == [p.items for p in made]
+    assert training == reward.shuffled(made, seed=0) != reward.shuffled(made, seed=1) != made
 
 
 def test_rankings_are_measured_by_their_pairs() -> None:
@@ -396,6 +399,93 @@ def test_ppo_raises_a_reward_and_nothing_without_one(seed: int) -> None:
     assert last["reward/score"] == last["reward/total"] == pytest.approx(even_share("even", [11]), abs=0.02)
 
 
+def toy_group(out: str, score: str, seed: int = 0, **rest: Any) -> GroupConfig:
+    known = toy(out, score, seed).model_dump(exclude={"value_clip", "value_coef", "gamma", "lam", "leave_one_out"})
+    del known["whiten_rewards"]
+    return GroupConfig.model_validate(known | {"epochs": 1, "minibatches": 1} | rest)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("method", ["grpo", "rloo"])
+def test_a_group_method_raises_a_reward_and_nothing_without_one(method: str, seed: int) -> None:
+    write_prompts(6)
+    for score in ("even", "constant"):
+        group.run(toy_group(score, score, seed, method=method, steps=16))
+    assert rise("even") > 0.2
+    assert rise("constant") < 0.12
+    assert metrics("constant")[-1]["reward/flat_groups"] == 1 and "kl/response" not in metrics("even")[0]
+    assert 0 < metrics("even")[0]["sampler/logprob_gap"] < 1e-4
+
+
+@pytest.mark.parametrize("method", ["grpo", "rloo"])
+@pytest.mark.parametrize("lora", [None, LoraConfig(rank=8, alpha=16)], ids=["whole", "lora"])
+def test_a_group_methods_leash_holds(method: str, lora: LoraConfig | None) -> None:
+    write_prompts(6)
+    optim = OptimConfig(lr=2e-2 if lora else 3e-3, decay=False, warmup=0.0)
+    for out, coef in (("loose", 1e-6), ("held", 2.0)):
+        leash = KLConfig(controller="fixed", coef=coef)
+        group.run(toy_group(out, "even", method=method, steps=8, kl=leash, lora=lora, optim=optim, minibatches=2))
+    rows = {out: metrics(out) for out in ("loose", "held")}
+    assert rows["held"][-1]["kl/exact"] < 0.7 * rows["loose"][-1]["kl/exact"]
+    assert rows["held"][0]["kl/response"] == pytest.approx(0, abs=1e-5) and "policy/entropy" in rows["held"][0]
+
+
+def test_an_interrupted_group_run_continues_the_same_numbers() -> None:
+    write_prompts(6)
+    settings: dict[str, Any] = {"steps": 6, "save_every": 3, "group": 3, "minibatches": 2}
+    settings |= {"kl": KLConfig(target=0.5), "optim": OptimConfig(lr=1e-3)}
+    whole = group.run(toy_group("whole", "even", **settings))
+    config = toy_group("broken", "fails_once", **settings)
+    with pytest.raises(RuntimeError, match="power"):
+        group.run(config)
+    again = group.run(config)
+    plain = [[{k: v for k, v in row.items() if "time/" not in k} for row in metrics(o)] for o in ("whole", "broken")]
+    assert plain[0] == plain[1] and len(plain[0]) == 6
+    assert whole["kl_coef"] == again["kl_coef"] != KLConfig().coef
+
+
+def marked_direct(out: str, **rest: Any) -> DirectConfig:
+    optim = OptimConfig(lr=1e-3)
+    settings: dict[str, Any] = {"epochs": 3, "batch": 8, "heldout": 0.4, "engine": ENGINE, "optim": optim, **rest}
+    return DirectConfig(out=out, policy="tiny", preferences="marked.jsonl", **settings)
+
+
+@pytest.mark.parametrize("lora", [None, LoraConfig(rank=8)], ids=["whole", "lora"])
+def test_dpo_learns_a_preference(lora: LoraConfig | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_marked_preferences(160)
+    monkeypatch.setenv("PREFLOOP_HOME", str(tmp_path / "home"))
+    optim = OptimConfig(lr=1e-2 if lora else 1e-3)
+    result = direct.run(marked_direct("dpo", lora=lora, optim=optim))
+    rows = metrics("dpo")
+    assert rows[0]["loss/train"] == pytest.approx(np.log(2), abs=1e-4)
+    assert result["accuracy"] > 0.7 and rows[-1]["loss/train"] < 0.6
+    assert rows[-1]["logratio/chosen"] > rows[-1]["logratio/rejected"]
+    assert read_checkpoint("dpo/checkpoint").kind == "policy"
+    kept = list((tmp_path / "home" / "reference").iterdir())
+    again = direct.run(marked_direct("again", lora=lora, optim=optim))
+    assert kept == list((tmp_path / "home" / "reference").iterdir()) and len(kept) == 2
+    assert [r["loss/train"] for r in metrics("again")] == [r["loss/train"] for r in rows]
+    assert again["accuracy"] == result["accuracy"]
+
+
+def test_an_interrupted_dpo_run_continues_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    write_marked_preferences(60)
+    whole = direct.run(marked_direct("whole", save_every=3))
+    saved = direct.save_step
+
+    def power_fails(*arguments: Any) -> None:
+        saved(*arguments)
+        raise RuntimeError("power")
+
+    monkeypatch.setattr(direct, "save_step", power_fails)
+    with pytest.raises(RuntimeError, match="power"):
+        direct.run(marked_direct("broken", save_every=3))
+    monkeypatch.setattr(direct, "save_step", saved)
+    again = direct.run(marked_direct("broken", save_every=3))
+    losses = [[row["loss/train"] for row in metrics(out)] for out in ("whole", "broken")]
+    assert losses[0] == losses[1] and whole["margin"] == again["margin"]
+
+
 def test_what_all_answers_to_a_prompt_share_is_left_out_on_request() -> None:
     write_prompts(6)
     for out, score, wanted in (("fair", "even", True), ("unfair", "unfair", True), ("drowned", "unfair", False)):
@@ -433,9 +523,9 @@ def test_empty_and_unended_answers_score_no_more_than_a_limit() -> None:
         return [Score(value=-2.0 if c.text == "no" else 3.0, parts={}, by="test") for c in completions]
 
     config = PPOConfig(out="x", missing_stop_score=-1.0)
-    assert ppo.shaped_scores(reward_of, prompts, answers, config) == [3, -1, -1, -1, -2]
+    assert rollouts.shaped_scores(reward_of, prompts, answers, config) == [3, -1, -1, -1, -2]
     free = config.model_copy(update={"missing_stop_score": None})
-    assert ppo.shaped_scores(reward_of, prompts, answers, free) == [3, 3, 3, 3, -2]
+    assert rollouts.shaped_scores(reward_of, prompts, answers, free) == [3, 3, 3, 3, -2]
 
 
 @pytest.mark.parametrize("lora", [None, LoraConfig(rank=2)], ids=["whole", "lora"])

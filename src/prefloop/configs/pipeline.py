@@ -5,7 +5,9 @@ from typing import Any
 from pydantic import Field
 
 from prefloop.configs.collect import CollectConfig, LabelConfig
+from prefloop.configs.direct import DirectConfig
 from prefloop.configs.evaluate import EvaluateConfig
+from prefloop.configs.group import GroupConfig
 from prefloop.configs.ppo import PPOConfig
 from prefloop.configs.reward import RewardConfig
 from prefloop.configs.sft import SFTConfig
@@ -17,6 +19,8 @@ STAGES: dict[str, type[Config]] = {
     "label": LabelConfig,
     "reward": RewardConfig,
     "ppo": PPOConfig,
+    "group": GroupConfig,
+    "direct": DirectConfig,
     "evaluate": EvaluateConfig,
 }
 
@@ -48,5 +52,9 @@ class RecipeConfig(Config):
     """Keys of the stage reward."""
     ppo: dict[str, Any] = Field(default_factory=dict)
     """Keys of the stage ppo."""
+    group: dict[str, Any] = Field(default_factory=dict)
+    """Keys of the stage group."""
+    direct: dict[str, Any] = Field(default_factory=dict)
+    """Keys of the stage direct."""
     evaluate: dict[str, Any] = Field(default_factory=dict)
     """Keys of the stage evaluate."""

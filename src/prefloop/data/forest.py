@@ -114,6 +114,12 @@ class Forest:
             raise PrefloopError(f"The loss reads the field {name!r}, which these trees do not carry.")
         return self.fields[name]
 
+    def per_branch(self, values: Tensor) -> Tensor:
+        """Sums [B] over the read tokens of each leaf of numbers [R]; what is read above the leaves counts for none."""
+        leaf = self.branch_of >= 0
+        sums = values.new_zeros(len(self.leaves))
+        return sums.index_add(0, self.branch_of[leaf], values[leaf])
+
 
 @dataclass(frozen=True, slots=True)
 class Totals:

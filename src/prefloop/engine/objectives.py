@@ -14,6 +14,8 @@ from torch import Tensor
 from prefloop.data.forest import Forest, Totals
 from prefloop.engine.verbs import Read
 from prefloop.ops import losses
+from prefloop.ops.kl import k3
+from prefloop.ops.masking import masked_sum
 from prefloop.types import PrefloopError
 
 
@@ -52,7 +54,25 @@ def sft(out: Outputs, forest: Forest, totals: Totals) -> LossOut:
 
 def bradley_terry(out: Outputs, forest: Forest, totals: Totals) -> LossOut:
     """Bradley-Terry over pairs of branches, their weighted mean; each branch is encoded once (Ouyang et al. 2022)."""
-    scores, pairs = out.need("scores"), forest.pairs
+    return _preferred(out.need("scores"), forest, totals)
+
+
+def dpo(out: Outputs, forest: Forest, totals: Totals, *, beta: float) -> LossOut:
+    """Bradley-Terry over the implicit rewards beta (log pi(y) - log pi_ref(y)), log-probs summed over the response
+    (Rafailov et al. 2023, arXiv 2305.18290, eq. 7)."""
+    log_ratios = forest.per_branch(out.need("logprobs") - forest.field("reference_logprobs"))
+    made = _preferred(beta * log_ratios, forest, totals)
+    pairs, found = forest.pairs, log_ratios.detach()
+    share = pairs.weight / totals.pairs
+    metrics = {
+        "logratio/chosen": (share * (pairs.target * found[pairs.a] + (1 - pairs.target) * found[pairs.b])).sum(),
+        "logratio/rejected": (share * (pairs.target * found[pairs.b] + (1 - pairs.target) * found[pairs.a])).sum(),
+    }
+    return LossOut(made.loss, {**made.metrics, **metrics})
+
+
+def _preferred(scores: Tensor, forest: Forest, totals: Totals) -> LossOut:
+    pairs = forest.pairs
     a, b = scores[pairs.a], scores[pairs.b]
     loss = losses.bradley_terry(a, b, target=pairs.target, margin=pairs.margin, weight=pairs.weight) / totals.pairs
     right = ((a > b) == (pairs.target > 0.5)).float() * pairs.weight
@@ -70,20 +90,61 @@ def ppo(out: Outputs, forest: Forest, totals: Totals, *, clip: float, value_clip
         out.need("values"), forest.field("old_values"), forest.field("returns"), mask, clip=value_clip
     )
     count = totals.tokens
-    metrics = {
-        "policy/loss": policy.loss.detach() / count,
-        "policy/clip_fraction": policy.clip_fraction.detach() / count,
-        "policy/approx_kl": policy.approx_kl.detach() / count,
-        "policy/ratio_max": policy.ratio_max.detach(),
+    metrics = _policy_metrics(policy, count) | {
         "value/loss": value.loss.detach() / count,
         "value/clip_fraction": value.clip_fraction.detach() / count,
     }
     return LossOut((policy.loss + value_coef * value.loss) / count, metrics)
 
 
+def grpo(out: Outputs, forest: Forest, totals: Totals, *, clip: float, kl_coef: float) -> LossOut:
+    """Clipped policy loss and kl_coef times k3 to the reference, means over each response's tokens, then over responses
+    (Shao et al. 2024, arXiv 2402.03300, eq. 3). Without the field old_logprobs the ratio is 1: one update a rollout."""
+    logprobs, mask = out.need("logprobs"), forest.field("weight")
+    share = mask / forest.per_branch(mask)[forest.branch_of] / totals.branches
+    policy = losses.ppo_policy(logprobs, _old(logprobs, forest), forest.field("advantages"), share, clip=clip)
+    loss = policy.loss
+    if kl_coef:
+        loss = loss + kl_coef * masked_sum(k3(logprobs, forest.field("reference_logprobs")), share)
+    return LossOut(loss, _policy_metrics(policy, 1.0) | _gap(logprobs, forest, totals))
+
+
+def rloo(out: Outputs, forest: Forest, totals: Totals, *, clip: float) -> LossOut:
+    """Clipped policy loss with one ratio a response, the mean over responses (Ahmadian et al. 2024, arXiv 2402.14740,
+    eq. 7, whose one update a rollout has no ratio). The leash is in the advantages."""
+    logprobs, mask = out.need("logprobs"), forest.field("weight")
+    lengths = forest.per_branch(mask)
+    whole, old = forest.per_branch(logprobs), forest.per_branch(_old(logprobs, forest))
+    advantages = forest.per_branch(forest.field("advantages")) / lengths
+    policy = losses.ppo_policy(whole, old, advantages, torch.ones_like(whole), clip=clip)
+    metrics = _policy_metrics(policy, totals.branches) | _gap(logprobs, forest, totals)
+    return LossOut(policy.loss / totals.branches, metrics)
+
+
+def _old(logprobs: Tensor, forest: Forest) -> Tensor:
+    return forest.fields.get("old_logprobs", logprobs.detach())
+
+
+def _policy_metrics(policy: losses.PolicyLoss, count: float) -> dict[str, Tensor]:
+    return {
+        "policy/loss": policy.loss.detach() / count,
+        "policy/clip_fraction": policy.clip_fraction.detach() / count,
+        "policy/approx_kl": policy.approx_kl.detach() / count,
+        "policy/ratio_max": policy.ratio_max.detach(),
+    }
+
+
+def _gap(logprobs: Tensor, forest: Forest, totals: Totals) -> dict[str, Tensor]:
+    apart = (logprobs.detach() - forest.field("sampled_logprobs")).abs()
+    return {"sampler/logprob_gap": masked_sum(apart, forest.field("weight")) / totals.tokens}
+
+
 LOSSES: dict[str, tuple[LossFn, frozenset[Read]]] = {
     "sft": (sft, frozenset({"logprobs"})),
     "bradley_terry": (bradley_terry, frozenset({"scores"})),
+    "dpo": (dpo, frozenset({"logprobs"})),
+    "grpo": (grpo, frozenset({"logprobs"})),
+    "rloo": (rloo, frozenset({"logprobs"})),
     "ppo": (ppo, frozenset({"logprobs", "values"})),
 }
 

@@ -81,7 +81,8 @@ def last_third_kl(rollouts: Sequence[Mapping[str, Any]]) -> float | None:
     """Mean over the last third of the steps (at least one) of the mean KL of a step's rollouts, nats per response."""
     by_step: defaultdict[int, list[float]] = defaultdict(list)
     for row in rollouts:
-        by_step[row["step"]].append(row["kl"])
+        if "kl" in row:
+            by_step[row["step"]].append(row["kl"])
     last = sorted(by_step)[-max(1, len(by_step) // 3) :]
     return sum(sum(by_step[step]) / len(by_step[step]) for step in last) / len(last) if last else None
 
@@ -91,7 +92,8 @@ def _figures(
 ) -> dict[str, Any]:
     control = _samples(stages, "control/evaluate")
     shuffled = summarize(control) if control else None
-    leash = stages["ppo"].config.get("kl", {}) if "ppo" in stages else {}
+    online = _online(stages)
+    leash = stages[online].config.get("kl", {}) if online else {}
     label = stages["label"].result if "label" in stages else None
     return {
         "minutes": sum(s for name, s in _seconds(stages).items() if name not in _CONTROL) / 60,
@@ -99,7 +101,7 @@ def _figures(
         "control_shuffled_labels": shuffled
         and {"win_rate": shuffled["win_rate"], "low": shuffled["win_rate_low"], "high": shuffled["win_rate_high"]},
         "kl_target": leash.get("target") if leash.get("controller") == "adaptive" else None,
-        "kl_last_third": last_third_kl(_samples(stages, "ppo")),
+        "kl_last_third": last_third_kl(_samples(stages, online)) if online else None,
         "rm_accuracy": reward and reward.accuracy,
         "rm_accuracy_low": reward and reward.accuracy_low,
         "rm_accuracy_high": reward and reward.accuracy_high,
@@ -108,6 +110,11 @@ def _figures(
         "rm_shorter_wins": reward and reward.shorter_wins,
         "simulated": bool(label["simulated"]) if label else None,
     }
+
+
+def _online(stages: Mapping[str, _Stage]) -> str | None:
+    """The stage whose rollouts the page shows."""
+    return next((name for name in ("ppo", "group") if name in stages), None)
 
 
 def _seconds(stages: Mapping[str, _Stage]) -> dict[str, float]:
@@ -234,8 +241,8 @@ def _page(
 
 def _charts(report: Mapping[str, Any], stages: Mapping[str, _Stage], reward: RewardReport | None) -> dict[str, str]:
     charts = {}
-    if "ppo" in stages:
-        rows = _lines(stages["ppo"].folder / "metrics.jsonl")
+    if online := _online(stages):
+        rows = _lines(stages[online].folder / "metrics.jsonl")
         simulated = bool(report["simulated"])
         for name, width in (("loop", 9.2), ("loop_narrow", 4.2)):
             charts[name] = loop_chart(rows, kl_target=report["kl_target"], simulated=simulated, width=width)

@@ -2,14 +2,16 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from prefloop.data.heldout import as_pairs
 from prefloop.evals.winrate import outcome
 from prefloop.ops.statistics import cluster_bootstrap, expected_calibration_error
-from prefloop.types import PrefloopError
+from prefloop.rewards.rubric import rubric
+from prefloop.types import Preference, PrefloopError
 
 BINS = 10
 
@@ -55,6 +57,30 @@ class RewardReport:
     margin: float
     n: int
     n_decided: int
+
+
+def heldout_pairs(preferences: Sequence[Preference], scores: Mapping[tuple[str, str], float]) -> list[HeldoutPair]:
+    """All pairs of different answers, with the scores of (prompt id, answer id). Noise-free scores are the rubric's for
+    simulated annotators and prompts with checks, else None."""
+    pairs = [pair for p in preferences for pair in as_pairs(p) if pair.items[0].text != pair.items[1].text]
+    known = all(p.simulated and p.prompt.checks for p in pairs)
+    made = []
+    for pair in pairs:
+        a, b = pair.items
+        gold = [s.value for s in rubric([pair.prompt] * 2, pair.items)] if known else [None, None]
+        made.append(
+            HeldoutPair(
+                prompt_id=pair.prompt.id,
+                target=1.0 if pair.target is None else pair.target,
+                score_a=scores[pair.prompt.id, a.id],
+                score_b=scores[pair.prompt.id, b.id],
+                words_a=len(a.text.split()),
+                words_b=len(b.text.split()),
+                gold_a=gold[0],
+                gold_b=gold[1],
+            )
+        )
+    return made
 
 
 def measure(pairs: Sequence[HeldoutPair], *, gain: float = 1.0) -> RewardReport:

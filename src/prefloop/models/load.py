@@ -328,12 +328,17 @@ def _check_logits(model: Any, name: str) -> None:
         )
 
 
+def cache_folder() -> Path:
+    """What may be made again: $PREFLOOP_HOME, or ~/.cache/prefloop."""
+    return Path(os.environ.get("PREFLOOP_HOME") or "~/.cache/prefloop").expanduser()
+
+
 def _embedded() -> Path:
     """The folder of the default model under $PREFLOOP_HOME, made on first use; two processes may do so at once.
 
     Weights are fp32: Q4_1 values are q*d + m with half-precision d and m, of which only 3-32 % fit bf16.
     """
-    models = Path(os.environ.get("PREFLOOP_HOME") or "~/.cache/prefloop").expanduser() / "models"
+    models = cache_folder() / "models"
     final = models / EMBEDDED
     if not (final / "NOTICE").is_file():
         models.mkdir(parents=True, exist_ok=True)

@@ -32,3 +32,12 @@ def leave_one_out(scores: Float[Tensor, "P G"]) -> Float[Tensor, "P G"]:
     unbiased, as the response itself has no part in it. Kool et al. 2019; RLOO (Ahmadian et al. 2024, arXiv 2402.14740).
     """
     return (scores.sum(dim=1, keepdim=True) - scores) / (scores.shape[1] - 1)
+
+
+def group_normalised(scores: Float[Tensor, "P G"]) -> Float[Tensor, "P G"]:
+    """(r - mean) / (std + 1e-4) within each group, with the unbiased std: 0 where all answers score alike.
+
+    GRPO (Shao et al. 2024, arXiv 2402.03300, section 4.1.2); the paper leaves open which std, its code and TRL take
+    this one.
+    """
+    return (scores - scores.mean(dim=1, keepdim=True)) / (scores.std(dim=1, keepdim=True) + 1e-4)

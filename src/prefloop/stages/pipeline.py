@@ -11,7 +11,7 @@ from prefloop.configs.load import stage_config
 from prefloop.configs.pipeline import RecipeConfig
 from prefloop.evals.report import build_report
 from prefloop.run import write_atomic
-from prefloop.stages import collect, evaluate, label, ppo, reward, sft
+from prefloop.stages import collect, direct, evaluate, group, label, ppo, reward, sft
 
 RUNS: dict[str, Callable[[Any], Mapping[str, Any]]] = {
     "sft": sft.run,
@@ -19,6 +19,8 @@ RUNS: dict[str, Callable[[Any], Mapping[str, Any]]] = {
     "label": label.run,
     "reward": reward.run,
     "ppo": ppo.run,
+    "group": group.run,
+    "direct": direct.run,
     "evaluate": evaluate.run,
 }
 
@@ -50,13 +52,16 @@ def inputs(recipe: RecipeConfig, stage: str) -> dict[str, Any]:
 
     start = of("sft") if "sft" in recipe.stages else recipe.model
     answers = of("collect") if "collect" in recipe.stages else ""
+    trained = next((name for name in reversed(recipe.stages) if name in ("ppo", "group", "direct")), "ppo")
     found: dict[str, dict[str, Any]] = {
         "sft": {},
         "collect": {"models": (start,)},
         "label": {"completions": of("collect")},
         "reward": {"model": start, "preferences": of("label")},
         "ppo": {"policy": start, "reward": of("reward"), "baseline": answers},
-        "evaluate": {"policy": of("ppo"), "baselines": (start, recipe.model) if start != recipe.model else (start,)},
+        "group": {"policy": start, "reward": of("reward"), "baseline": answers},
+        "direct": {"policy": start, "preferences": of("label")},
+        "evaluate": {"policy": of(trained), "baselines": (start, recipe.model) if start != recipe.model else (start,)},
     }
     return found[stage]
 

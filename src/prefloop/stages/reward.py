@@ -11,18 +11,18 @@ from typing import Any
 import numpy as np
 
 from prefloop.configs.reward import RewardConfig
+from prefloop.data.heldout import by_prompt, split
 from prefloop.data.sources import load_preferences
-from prefloop.data.trees import Encoder, answer_tree, ordered_pairs, preference_trees
+from prefloop.data.trees import Encoder, answer_tree, preference_trees
 from prefloop.engine.build import build_encoder, build_learner, load, resolve_checkpoint, use_threads
 from prefloop.engine.local import LocalLearner
 from prefloop.engine.schedule import derived_seed, rate, take
-from prefloop.evals.reward_model import HeldoutPair, measure
 from prefloop.models.heads import reward_head
 from prefloop.ops.statistics import pooled_std
-from prefloop.rewards.rubric import rubric
 from prefloop.run import Run, progress
+from prefloop.stages.measuring import heldout_figures
 from prefloop.stages.saving import resume, save_final, save_step
-from prefloop.types import Completion, Preference, PrefloopError, Prompt, to_json
+from prefloop.types import Preference, PrefloopError
 
 LEAST_SPREAD = 0.4  # logits of preference, among answers to one prompt
 
@@ -37,7 +37,10 @@ def run(config: RewardConfig) -> Mapping[str, Any]:
         use_threads(config.engine)
         loaded = load(config.model, config.engine)
         encoder = build_encoder(loaded)
-        training, heldout = split(load_preferences(config.preferences), config)
+        known = load_preferences(config.preferences)
+        training, heldout = split(known, config.heldout, derived_seed(config.seed, "heldout"))
+        if config.shuffle_labels:
+            training = shuffled(training, derived_seed(config.seed, "shuffle"))
         trees = preference_trees(training, encoder)
         head = reward_head(loaded.model.config.get_text_config().hidden_size, config.seed)
         learner = build_learner(
@@ -84,35 +87,7 @@ def run(config: RewardConfig) -> Mapping[str, Any]:
         )
 
 
-def split(preferences: Sequence[Preference], config: RewardConfig) -> tuple[list[Preference], list[Preference]]:
-    """Training and held-out preferences, split by prompt: the dev split where there is one, else a seeded share.
-
-    With `shuffle_labels` half of each prompt's training targets are flipped, the held-out ones never.
-    """
-    ids = sorted({p.prompt.id for p in preferences})
-    dev = {p.prompt.id for p in preferences if p.prompt.split == "dev"}
-    rng = np.random.Generator(np.random.Philox(derived_seed(config.seed, "heldout")))
-    out = dev or {ids[i] for i in rng.permutation(len(ids))[: max(1, round(config.heldout * len(ids)))]}
-    training = [p for p in preferences if p.prompt.id not in out]
-    heldout = [p for p in preferences if p.prompt.id in out]
-    if not training or not heldout:
-        raise PrefloopError(
-            f"{len(ids)} prompt(s) with comparisons cannot be split into training and held-out ones; collect more."
-        )
-    if config.shuffle_labels:
-        training = _shuffled(training, derived_seed(config.seed, "shuffle"))
-    return training, heldout
-
-
-def as_pairs(preference: Preference) -> list[Preference]:
-    """A ranking as its K(K-1)/2 pairs, ties with target 0.5; a pair as it is."""
-    return [
-        dataclasses.replace(preference, items=(preference.items[i], preference.items[j]), ranking=None, target=target)
-        for i, j, target in ordered_pairs(preference)
-    ]
-
-
-def _shuffled(preferences: Sequence[Preference], seed: int) -> list[Preference]:
+def shuffled(preferences: Sequence[Preference], seed: int) -> list[Preference]:
     """Half of each prompt's targets flipped (of an odd number, the odd one by a coin), ties aside. Coins alone would
     leave more that by chance agrees with the annotators, or disagrees."""
     chance = np.random.Generator(np.random.Philox(seed))
@@ -165,45 +140,15 @@ def centre(
     return gain, -gain * mean
 
 
-def by_prompt(items: Sequence[tuple[Prompt, Completion]]) -> dict[str, tuple[Prompt, list[Completion]]]:
-    """Each prompt with its answers, every answer once, in order."""
-    answers: dict[str, tuple[Prompt, list[Completion]]] = {}
-    for prompt, item in {(prompt.id, item.id): (prompt, item) for prompt, item in items}.values():
-        answers.setdefault(prompt.id, (prompt, []))[1].append(item)
-    return answers
-
-
 def _measure(
     run: Run, learner: LocalLearner, encoder: Encoder, heldout: Sequence[Preference], gain: float, bias: float
 ) -> dict[str, Any]:
-    """Held-out figures; the scored pairs are the lines of samples.jsonl. The ceiling is the rubric's, for simulated
-    annotators and prompts with checks; null otherwise."""
-    pairs = [pair for p in heldout for pair in as_pairs(p) if pair.items[0].text != pair.items[1].text]
-    answers = by_prompt([(p.prompt, item) for p in pairs for item in p.items])
+    """Held-out figures; the scored pairs are the lines of samples.jsonl."""
+    answers = by_prompt([(p.prompt, item) for p in heldout for item in p.items])
     trees = [answer_tree(prompt, items, encoder) for prompt, items in answers.values()]
     scores = {
         (prompt.id, item.id): gain * reading.scores[1 + place] + bias
         for (prompt, items), reading in zip(answers.values(), learner.forward(trees, {"scores"}), strict=True)
         for place, item in enumerate(items)
     }
-    gold_known = all(p.simulated and p.prompt.checks for p in pairs)
-    (run.path / "samples.jsonl").unlink(missing_ok=True)
-    measured = []
-    for preference in pairs:
-        a, b = preference.items
-        gold = [s.value for s in rubric([preference.prompt] * 2, preference.items)] if gold_known else [None, None]
-        pair = HeldoutPair(
-            prompt_id=preference.prompt.id,
-            target=1.0 if preference.target is None else preference.target,
-            score_a=scores[preference.prompt.id, a.id],
-            score_b=scores[preference.prompt.id, b.id],
-            words_a=len(a.text.split()),
-            words_b=len(b.text.split()),
-            gold_a=gold[0],
-            gold_b=gold[1],
-        )
-        measured.append(pair)
-        run.sample(0, dataclasses.asdict(pair))
-    report = to_json(measure(measured, gain=gain))
-    figures = "accuracy accuracy_low accuracy_high ceiling longer_wins shorter_wins ece reliability margin"
-    return {name: report[name] for name in figures.split()} | {"pairs_heldout": report["n"]}
+    return heldout_figures(run, heldout, scores, gain)

@@ -1,0 +1,152 @@
+"""Group methods (GRPO: Shao et al. 2024; RLOO: Ahmadian et al. 2024): several answers to each prompt, each judged by
+what the others got; no value head."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from prefloop.configs.group import GroupConfig
+from prefloop.data.sources import load_prompts
+from prefloop.data.trees import answer_tree, with_fields
+from prefloop.engine.build import (
+    build_encoder,
+    build_learner,
+    build_sampler,
+    build_scorer,
+    load,
+    resolve_checkpoint,
+    use_threads,
+)
+from prefloop.engine.schedule import rate, take
+from prefloop.ops.advantages import group_normalised, leave_one_out
+from prefloop.rewards.resolve import resolve_reward
+from prefloop.run import Run, progress
+from prefloop.stages.rollouts import (
+    Reference,
+    Rollout,
+    Watch,
+    check_first_ratio,
+    check_gap,
+    check_start,
+    controller,
+    gather,
+    measure,
+    read_policy,
+    record,
+    sampled_logprobs,
+    shaped_scores,
+)
+from prefloop.stages.sampling import sample_groups
+from prefloop.stages.saving import resume, save_final, save_step
+from prefloop.types import Sampling, Tree
+
+
+def run(config: GroupConfig) -> Mapping[str, Any]:
+    """Train the policy; returns the result with its path. The same call continues an interrupted run exactly."""
+    parent = resolve_checkpoint(config.policy)
+    parents = {"policy": parent, "reward": resolve_checkpoint(config.reward)}
+    with Run.open(config.out, config, stage="group", parents=parents) as run:
+        if run.finished:
+            return run.result
+        use_threads(config.engine)
+        loaded = load(config.policy, config.engine)
+        encoder = build_encoder(loaded)
+        learner = build_learner(loaded, config.engine, config.optim, lora=config.lora, seed=config.seed)
+        updates_per_step = config.epochs * config.minibatches
+        leashed = config.kl.controller == "adaptive" or config.kl.coef > 0
+        reference: Reference = "adapter-off" if leashed and config.lora else None
+        if leashed and not config.lora:
+            reference = build_scorer(load(config.policy, config.engine), config.engine)
+        sampler = build_sampler(loaded, run.path.name)
+        reward = resolve_reward(config.reward, config.engine)
+        watch = Watch(config)
+        prompts = load_prompts(config.prompts, splits=(config.split,))
+        samplings = [Sampling(temperature=config.temperature, max_tokens=config.max_tokens)] * config.group
+        episodes = config.prompts_per_step * config.group
+        start, state = resume(run, learner, parent)
+        kl = controller(config.kl, episodes, state.get("kl_coef"))
+
+        with progress(config.steps, "steps", done=start) as bar:
+            for step in range(start, config.steps):
+                began = time.perf_counter()
+                chosen = take(prompts, step * config.prompts_per_step, config.prompts_per_step, config.seed)
+                sampler.load(learner.publish())
+                groups = sample_groups(sampler, encoder, chosen, samplings=samplings, seed=(config.seed, "group", step))
+                sampled = time.perf_counter()
+
+                flat_prompts = [prompt for prompt, group in zip(chosen, groups, strict=True) for _ in group]
+                flat = [completion for group in groups for completion in group]
+                scores = shaped_scores(reward, flat_prompts, flat, config)
+                trees = [answer_tree(prompt, group, encoder) for prompt, group in zip(chosen, groups, strict=True)]
+                parts = [list(range(i, len(trees), config.minibatches)) for i in range(config.minibatches)]
+                readings = None
+                if leashed or updates_per_step > 1:
+                    readings = read_policy(learner, reference, trees, parts, set(), config.temperature)
+                rollouts = gather(chosen, groups, scores, readings)
+                check_start(rollouts, step)
+                trees = with_advantages(trees, rollouts, kl.coef, config)
+                scored = time.perf_counter()
+
+                metrics: dict[str, float] = {}
+                for update in range(updates_per_step):
+                    batch = [trees[i] for i in parts[update % config.minibatches]]
+                    params = {"clip": config.clip, "temperature": config.temperature}
+                    params |= {"kl_coef": kl.coef} if config.method == "grpo" else {}
+                    made = learner.forward_backward(batch, config.method, params)
+                    gap = made.pop("sampler/logprob_gap")
+                    if update == 0:
+                        check_first_ratio(made, update, run)
+                        check_gap(gap, step, config.engine)
+                        metrics["sampler/logprob_gap"] = gap
+                    factor = rate(config.optim, step * updates_per_step + update, config.steps * updates_per_step)
+                    made |= learner.optim_step(config.optim.lr * factor, config.optim.head_lr * factor)
+                    for name, value in made.items():
+                        metrics[name] = metrics.get(name, 0.0) + value / updates_per_step
+
+                metrics |= measure(rollouts) | watch(flat_prompts, flat) | {"kl/coef": kl.coef}
+                metrics["reward/flat_groups"] = flat_groups(rollouts, config.group)
+                metrics |= {"kl/target": config.kl.target} if config.kl.controller == "adaptive" else {}
+                done = time.perf_counter()
+                metrics |= {"time/sample": sampled - began, "time/score": scored - sampled}
+                metrics |= {"time/update": done - scored}
+                record(run, step, rollouts)
+                run.log(step, metrics)
+                kl = kl.update(metrics["kl/exact"], episodes) if leashed else kl
+                if (step + 1) % config.save_every == 0 and step + 1 < config.steps:
+                    save_step(run, learner, step, parent, {"kl_coef": kl.coef})
+                bar.advance(1, f"score {metrics['reward/score']:+.2f}")
+
+        checkpoint = save_final(run, learner, config.steps, parent, "policy", {"reward": parents["reward"]})
+        return run.finish({"checkpoint": checkpoint, "kl_coef": kl.coef, "episodes": config.steps * episodes})
+
+
+def with_advantages(trees: Sequence[Tree], rollouts: Sequence[Rollout], coef: float, config: GroupConfig) -> list[Tree]:
+    """Trees with each response's advantage at all its tokens, and with the log-probs that the loss compares with."""
+    scores = torch.tensor([r.score for r in rollouts], dtype=torch.float64)
+    if config.method == "rloo" and "reference" in rollouts[0].columns:
+        scores = scores - coef * torch.tensor([float(r.log_ratio.sum()) for r in rollouts], dtype=torch.float64)
+    scores = scores.view(-1, config.group)
+    judged = group_normalised(scores) if config.method == "grpo" else scores - leave_one_out(scores)
+    advantages = judged.flatten().tolist()
+    columns: dict[int, dict[int, dict[str, Sequence[float]]]] = {}
+    for r, advantage in zip(rollouts, advantages, strict=True):
+        fields: dict[str, Sequence[float]] = {
+            "advantages": [advantage] * len(r.logprobs),
+            "sampled_logprobs": sampled_logprobs(r.completion).tolist(),
+        }
+        if config.epochs * config.minibatches > 1:
+            fields["old_logprobs"] = r.logprobs.tolist()
+        if "reference" in r.columns:
+            fields["reference_logprobs"] = r.columns["reference"].tolist()
+        columns.setdefault(r.tree, {})[r.node] = fields
+    return [with_fields(tree, columns[index]) for index, tree in enumerate(trees)]
+
+
+def flat_groups(rollouts: Sequence[Rollout], group: int) -> float:
+    """Share of the prompts whose answers all scored alike: they teach nothing."""
+    scores = torch.tensor([r.score for r in rollouts]).view(-1, group)
+    return float((scores.amax(dim=1) == scores.amin(dim=1)).float().mean())
