@@ -33,8 +33,9 @@ def recompute(root: Path) -> dict[str, Any]:
         control = _evaluation(root / "control" / "evaluate")
         rate = {"win_rate": control["win_rate"], "low": control["win_rate_low"], "high": control["win_rate_high"]}
         figures["control_shuffled_labels"] = rate
-    if (root / "ppo" / "samples.jsonl").exists():
-        figures["kl_last_third"] = last_third_kl(_rows(root / "ppo" / "samples.jsonl"))
+    for online in ("ppo", "group"):
+        if "kl_last_third" not in figures and (root / online / "samples.jsonl").exists():
+            figures["kl_last_third"] = last_third_kl(_rows(root / online / "samples.jsonl"))
     if (root / "reward" / "samples.jsonl").exists():
         reward = measure(_labeled_pairs(root))
         figures |= {

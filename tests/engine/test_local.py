@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import random
 from pathlib import Path
 from typing import Any, Literal
@@ -50,6 +51,19 @@ def make_trees(seed: int = 0, count: int = 6) -> list[Tree]:
         )
         trees.append(Tree(id=str(index), nodes=nodes))
     return trees
+
+
+def make_pairs() -> list[Tree]:
+    """Small trees with every column that a loss may read, and a pair each."""
+    chance, made = random.Random(2), []
+    names = "old_logprobs", "sampled_logprobs", "reference_logprobs", "advantages", "old_values", "returns"
+    for tree in make_trees(count=4):
+        nodes = [tree.nodes[0]]
+        for node in tree.nodes[1:]:
+            columns = {name: tuple(chance.uniform(-3, 0) for _ in node.tokens) for name in names}
+            nodes.append(dataclasses.replace(node, fields={**node.fields, **columns}))
+        made.append(dataclasses.replace(tree, nodes=tuple(nodes), pairs=(Pair(a=1, b=2),)))
+    return made
 
 
 def plain_logits(model: Any, tree: Tree, node: int) -> tuple[Tensor, Tensor]:
@@ -343,3 +357,83 @@ def test_temperature_divides_the_logits(temperature: float) -> None:
     loss = learner.forward_backward(trees, "sft", {"temperature": temperature})["loss/train"]
     count = sum(sum(t.nodes[n].fields["weight"]) for t in trees for n in (1, 2))
     assert loss == pytest.approx(-sum(float(r.logprobs[n].sum()) for r in readings for n in (1, 2)) / count, rel=1e-4)
+
+
+def large_tree(first_turn: bool) -> Tree:
+    """Four answers below two middle turns, the first of which may be read; 96 tokens, no branch over 40."""
+    chance = random.Random(1)
+
+    def columns(count: int) -> dict[str, tuple[float, ...]]:
+        names = "old_logprobs", "sampled_logprobs", "reference_logprobs", "advantages", "old_values", "returns"
+        known = {name: tuple(chance.uniform(-3, 0) for _ in range(count)) for name in names}
+        return known | {"weight": (*(chance.choice((0.0, 1.0)) for _ in range(count - 1)), 1.0)}
+
+    def node(parent: int, count: int, read: bool = True) -> Node:
+        tokens = tuple(chance.randrange(259) for _ in range(count))
+        return Node(parent=parent, tokens=tokens, author="policy", fields=columns(count) if read else {})
+
+    nodes = (
+        node(-1, 14, False),
+        node(0, 9, first_turn),
+        node(0, 11, False),
+        node(1, 12),
+        node(1, 17),
+        node(2, 15),
+        node(2, 18),
+    )
+    pairs = (Pair(a=3, b=6), Pair(a=5, b=4, target=0.25, weight=2.0), Pair(a=6, b=5, margin=0.5))
+    return Tree(id="large", nodes=nodes, pairs=pairs)
+
+
+LARGE: list[tuple[str, dict[str, float]]] = [
+    ("sft", {}),
+    ("bradley_terry", {}),
+    ("dpo", {"beta": 0.1}),
+    ("ppo", {"clip": 0.2, "value_clip": 0.2, "value_coef": 0.5}),
+    ("grpo", {"clip": 0.2, "kl_coef": 0.1}),
+    ("rloo", {"clip": 0.2}),
+]
+
+
+@pytest.mark.parametrize(("loss", "params"), LARGE, ids=[name for name, _ in LARGE])
+@pytest.mark.parametrize("budget", [45, 60])
+def test_a_tree_over_the_budget_is_cut_by_branches_with_the_same_gradients(
+    loss: str, params: dict[str, float], budget: int
+) -> None:
+    trees = [large_tree(loss not in ("grpo", "rloo")), *make_pairs()]
+    found = []
+    for tokens in (1000, budget):
+        engine = ENGINE.model_copy(update={"token_budget": tokens})
+        head = reward_head(16, 0)
+        learner = build_learner(loaded(), engine, OPTIM, head=head, pooling="mean")
+        metrics = learner.forward_backward(trees, loss, {**params, "temperature": 0.8})
+        grads = {name: p.grad for name, p in learner.model.named_parameters()} | {"head": head.weight.grad}
+        readings = learner.forward(trees, {"logprobs", "entropy", "values", "scores"})
+        found.append((metrics, grads, readings))
+    (metrics, grads, readings), (cut_metrics, cut_grads, cut_readings) = found
+    assert cut_metrics == pytest.approx(metrics, rel=1e-5)
+    for name, grad in grads.items():
+        if grad is None:
+            assert cut_grads[name] is None
+            continue
+        torch.testing.assert_close(cut_grads[name], grad, rtol=1e-4, atol=1e-7, msg=name)
+    for reading, cut in zip(readings, cut_readings, strict=True):
+        assert cut.scores == pytest.approx(reading.scores, abs=1e-5)
+        for name in ("logprobs", "entropy", "values"):
+            whole, other = getattr(reading, name), getattr(cut, name)
+            assert whole.keys() == other.keys()
+            for node, column in whole.items():
+                np.testing.assert_allclose(other[node], column, atol=1e-5)
+
+
+def test_a_branch_over_the_budget_says_so() -> None:
+    learner = build_learner(loaded(), ENGINE.model_copy(update={"token_budget": 40}), OPTIM)
+    with pytest.raises(PrefloopError, match=r"A branch of tree 'large' has 43 tokens, over the token budget of 40"):
+        learner.forward_backward([large_tree(first_turn=True)], "sft", {})
+
+
+@pytest.mark.parametrize("params", [{"clip": 0.2, "kl_coef": 0.0}, {"clip": 0.2}], ids=["grpo", "rloo"])
+def test_group_methods_refuse_turns_that_answers_share(params: dict[str, float]) -> None:
+    learner = build_learner(loaded(), ENGINE.model_copy(update={"token_budget": 200}), OPTIM)
+    with pytest.raises(PrefloopError, match="read answers only"):
+        learner.forward_backward([large_tree(first_turn=True)], "grpo" if "kl_coef" in params else "rloo", params)

@@ -7,7 +7,7 @@ token of every branch.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -93,6 +93,14 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True)
+class Piece:
+    """Some branches of a tree; its node i is the tree's node nodes[i]. Pairs stay with the tree."""
+
+    tree: Tree
+    nodes: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Forest:
     """Trees in one row. R = tokens read (weight not 0), B = branches (leaves)."""
 
@@ -168,6 +176,38 @@ def pack(trees: Sequence[Tree], token_budget: int, ranks: int = 1) -> list[list[
         moved = bins[place][1].pop()
         bins.append((sizes[moved], [moved]))
     return [sorted(members) for _, members in bins]
+
+
+def pieces(tree: Tree, token_budget: int) -> list[Piece]:
+    """The tree cut into groups of branches within the budget, each with all its ancestors; every token is read in one
+    piece only. Raises PrefloopError for a single branch over the budget."""
+    sizes = [len(node.tokens) for node in tree.nodes]
+    made: list[set[int]] = []
+    for leaf in leaf_nodes(tree):
+        path, at = {leaf}, leaf
+        while (at := tree.nodes[at].parent) >= 0:
+            path.add(at)
+        if (length := sum(sizes[i] for i in path)) > token_budget:
+            raise PrefloopError(
+                f"A branch of tree {tree.id!r} has {length} tokens, over the token budget of {token_budget}; "
+                "raise engine.token_budget or shorten it."
+            )
+        if made and sum(sizes[i] for i in made[-1] | path) <= token_budget:
+            made[-1] |= path
+        else:
+            made.append(path)
+    read: set[int] = set()
+    found = []
+    for members in map(sorted, made):
+        place = {node: index for index, node in enumerate(members)}
+        nodes = []
+        for index in members:
+            node = tree.nodes[index]
+            fields = {} if index in read else node.fields
+            nodes.append(replace(node, parent=place.get(node.parent, -1), fields=fields))
+        read |= set(members)
+        found.append(Piece(replace(tree, nodes=tuple(nodes), pairs=()), tuple(members)))
+    return found
 
 
 def build_forest(trees: Sequence[Tree], device: torch.device | str = "cpu") -> Forest:

@@ -4,6 +4,7 @@ optimizer state in fp32."""
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from prefloop.configs.shared import OptimConfig
-from prefloop.data.forest import Forest, Totals, build_forest, pack
+from prefloop.data.forest import Forest, Piece, Totals, build_forest, pack, pieces, tree_tokens
 from prefloop.engine.objectives import Outputs, resolve_loss
 from prefloop.engine.verbs import Column, Read, Readings, Weights
 from prefloop.models.checkpoint import load_state, load_training, save_checkpoint
@@ -107,27 +108,49 @@ class LocalScorer:
     ) -> list[Readings]:
         """See verbs.Scorer. The reference shares the forest, so policy and reference run on the same micro-batches."""
         made: list[Readings] = [Readings() for _ in trees]
-        for members in pack(trees, self.token_budget):
-            forest = build_forest([trees[i] for i in members], self.device)
-            lower: list[Any] = []
-            states = self.hidden(forest, lower)
-            if reference is None:
-                out = self.outputs(forest, states, read, temperature)
-                columns = {"logprobs": out.logprobs, "entropy": out.entropy, "values": out.values}
-            else:
-                out = self.outputs(forest, states, read - {"logprobs", "entropy"}, temperature)
-                both = self._against(forest, states, reference, temperature, lower)
-                if self.unadapted:
-                    self.lower[_content(trees[i] for i in members)] = lower
-                columns = {
-                    "logprobs": both.logp,
-                    "entropy": both.entropy,
-                    "values": out.values,
-                    "reference_logprobs": both.logq,
-                    "exact_kl": both.kl,
-                }
-            _scatter(made, members, forest, [trees[i] for i in members], columns, out.scores)
+        whole, large = self._by_size(trees)
+        for members in pack([trees[i] for i in whole], self.token_budget):
+            places = [whole[i] for i in members]
+            found = self._read([trees[i] for i in places], read, temperature, reference)
+            for place, reading in zip(places, found, strict=True):
+                made[place] = reading
+        for place in large:
+            for piece in pieces(trees[place], self.token_budget):
+                (reading,) = self._read([piece.tree], read, temperature, reference)
+                _merge(made[place], reading, piece.nodes)
         return made
+
+    def _by_size(self, trees: Sequence[Tree]) -> tuple[list[int], list[int]]:
+        """Places of the trees that a forest can hold, and of those that it cannot."""
+        fits = [tree_tokens(tree) <= self.token_budget for tree in trees]
+        return [i for i, fit in enumerate(fits) if fit], [i for i, fit in enumerate(fits) if not fit]
+
+    def _read(
+        self,
+        trees: Sequence[Tree],
+        read: AbstractSet[Read],
+        temperature: float,
+        reference: LocalScorer | Literal["adapter-off"] | None,
+    ) -> list[Readings]:
+        forest = build_forest(trees, self.device)
+        lower: list[Any] = []
+        states = self.hidden(forest, lower)
+        if reference is None:
+            out = self.outputs(forest, states, read, temperature)
+            columns = {"logprobs": out.logprobs, "entropy": out.entropy, "values": out.values}
+        else:
+            out = self.outputs(forest, states, read - {"logprobs", "entropy"}, temperature)
+            both = self._against(forest, states, reference, temperature, lower)
+            if self.unadapted:
+                self.lower[_content(trees)] = lower
+            columns = {
+                "logprobs": both.logp,
+                "entropy": both.entropy,
+                "values": out.values,
+                "reference_logprobs": both.logq,
+                "exact_kl": both.kl,
+            }
+        return _readings(forest, trees, columns, out.scores)
 
     def _against(
         self, forest: Forest, states: Tensor, reference: LocalScorer | str, temperature: float, lower: list[Any]
@@ -152,14 +175,10 @@ def _content(trees: Iterable[Tree]) -> object:
     return tuple((node.parent, node.tokens) for tree in trees for node in tree.nodes)
 
 
-def _scatter(
-    made: list[Readings],
-    members: Sequence[int],
-    forest: Forest,
-    trees: Sequence[Tree],
-    columns: Mapping[str, Tensor | None],
-    scores: Tensor | None,
-) -> None:
+def _readings(
+    forest: Forest, trees: Sequence[Tree], columns: Mapping[str, Tensor | None], scores: Tensor | None
+) -> list[Readings]:
+    made = [Readings() for _ in trees]
     arrays = {name: column.float().cpu().numpy() for name, column in columns.items() if column is not None}
     for span in forest.spans:
         node = trees[span.tree].nodes[span.node]
@@ -167,12 +186,45 @@ def _scatter(
         for name, array in arrays.items():
             full: Column = np.zeros(len(node.tokens), dtype=np.float32)
             full[kept] = array[span.start : span.stop]
-            target: dict[int, Column] = getattr(made[members[span.tree]], name)
-            target[span.node] = full
+            _of(made[span.tree], name)[span.node] = full
     if scores is not None:
         for (tree, node_index), score in zip(forest.branches, scores.float().cpu().tolist(), strict=True):
-            found: dict[int, float] = made[members[tree]].scores  # type: ignore[assignment]  # built here as a dict
-            found[node_index] = score
+            _of(made[tree], "scores")[node_index] = score
+    return made
+
+
+def _merge(whole: Readings, part: Readings, nodes: Sequence[int]) -> None:
+    for column in dataclasses.fields(Readings):
+        for node, value in _of(part, column.name).items():
+            _of(whole, column.name)[nodes[node]] = value
+
+
+def _of(readings: Readings, name: str) -> dict[int, Any]:
+    found: dict[int, Any] = getattr(readings, name)  # built here, as dicts
+    return found
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Cut:
+    """A piece of a tree as a forest, and where its read tokens and branches stand in the whole tree's."""
+
+    forest: Forest
+    tokens: Tensor
+    branches: Tensor
+
+    @classmethod
+    def of(cls, piece: Piece, whole: Forest, device: torch.device) -> _Cut:
+        forest = build_forest([piece.tree], device)
+        starts = {span.node: span.start for span in whole.spans}
+        tokens = [starts[piece.nodes[s.node]] + offset for s in forest.spans for offset in range(s.stop - s.start)]
+        leaves = {node: index for index, (_, node) in enumerate(whole.branches)}
+        branches = [leaves[piece.nodes[node]] for _, node in forest.branches]
+        return cls(forest, torch.tensor(tokens, device=device), torch.tensor(branches, device=device))
+
+    def columns(self, out: Outputs) -> list[tuple[str, Tensor, Tensor]]:
+        """What an output holds: its name, its values, and their places in the whole."""
+        known = ((f.name, getattr(out, f.name)) for f in dataclasses.fields(Outputs))
+        return [(n, v, self.branches if n == "scores" else self.tokens) for n, v in known if v is not None]
 
 
 class LocalLearner(LocalScorer):
@@ -213,20 +265,48 @@ class LocalLearner(LocalScorer):
         temperature = float(params.pop("temperature", 1.0))
         totals = Totals.of(trees)
         metrics: dict[str, float] = {}
-        for members in pack(trees, self.token_budget):
-            forest = build_forest([trees[i] for i in members], self.device)
-            lower = self.lower.get(_content(trees[i] for i in members), []) if self.lower else []
-            out = self.outputs(forest, self.hidden(forest, lower), read, temperature)
+        whole, large = self._by_size(trees)
+        packed = pack([trees[i] for i in whole], self.token_budget)
+        for members in [*([whole[i] for i in members] for members in packed), *([i] for i in large)]:
+            batch = [trees[i] for i in members]
+            forest = build_forest(batch, self.device)
+            if members[0] in large:
+                cut = [_Cut.of(piece, forest, self.device) for piece in pieces(batch[0], self.token_budget)]
+                out = self._first_pass(cut, forest, read, temperature)
+            else:
+                cut = []
+                lower = self.lower.get(_content(batch), []) if self.lower else []
+                out = self.outputs(forest, self.hidden(forest, lower), read, temperature)
             result = function(out, forest, totals, **params)
             if not torch.isfinite(result.loss):
-                names = ", ".join(trees[i].id for i in members[:3])
+                names = ", ".join(tree.id for tree in batch[:3])
                 found = float(result.loss.detach())
                 raise PrefloopError(f"The {loss} loss is {found} on {names}, ...; lower the learning rate.")
             result.loss.backward()  # type: ignore[no-untyped-call]  # torch's own is untyped
+            self._second_pass(cut, out, read, temperature)
             for name, value in result.metrics.items():
                 number, before = float(value), metrics.get(name, 0.0)
                 metrics[name] = max(number, before) if name.endswith("_max") else before + number
         return metrics
+
+    @torch.no_grad()
+    def _first_pass(self, cut: Sequence[_Cut], forest: Forest, read: AbstractSet[Read], temperature: float) -> Outputs:
+        """Outputs of a tree that no forest holds, piece by piece, as leaves of the loss's graph."""
+        found: dict[str, Tensor] = {}
+        for part in cut:
+            out = self.outputs(part.forest, self.hidden(part.forest, []), read, temperature)
+            for name, values, places in part.columns(out):
+                size = len(forest.leaves if name == "scores" else forest.targets)
+                found.setdefault(name, values.new_zeros(size))[places] = values
+        return Outputs(**{name: values.requires_grad_() for name, values in found.items()})
+
+    def _second_pass(self, cut: Sequence[_Cut], whole: Outputs, read: AbstractSet[Read], temperature: float) -> None:
+        """The pieces again, now with the gradient that the loss has at their outputs."""
+        for part in cut:
+            out = self.outputs(part.forest, self.hidden(part.forest, []), read, temperature)
+            grads = [(values, getattr(whole, name).grad, places) for name, values, places in part.columns(out)]
+            reached = [(values, grad[places]) for values, grad, places in grads if grad is not None]
+            torch.autograd.backward([values for values, _ in reached], [grad for _, grad in reached])
 
     def optim_step(self, lr: float, head_lr: float) -> dict[str, float]:
         """See verbs.Learner. Gradients are clipped to the configured global norm, heads included."""

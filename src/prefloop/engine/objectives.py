@@ -101,7 +101,7 @@ def grpo(out: Outputs, forest: Forest, totals: Totals, *, clip: float, kl_coef: 
     """Clipped policy loss and kl_coef times k3 to the reference, means over each response's tokens, then over responses
     (Shao et al. 2024, arXiv 2402.03300, eq. 3). Without the field old_logprobs the ratio is 1: one update a rollout."""
     logprobs, mask = out.need("logprobs"), forest.field("weight")
-    share = mask / forest.per_branch(mask)[forest.branch_of] / totals.branches
+    share = mask / _lengths(forest)[forest.branch_of] / totals.branches
     policy = losses.ppo_policy(logprobs, _old(logprobs, forest), forest.field("advantages"), share, clip=clip)
     loss = policy.loss
     if kl_coef:
@@ -113,12 +113,18 @@ def rloo(out: Outputs, forest: Forest, totals: Totals, *, clip: float) -> LossOu
     """Clipped policy loss with one ratio a response, the mean over responses (Ahmadian et al. 2024, arXiv 2402.14740,
     eq. 7, whose one update a rollout has no ratio). The leash is in the advantages."""
     logprobs, mask = out.need("logprobs"), forest.field("weight")
-    lengths = forest.per_branch(mask)
     whole, old = forest.per_branch(logprobs), forest.per_branch(_old(logprobs, forest))
-    advantages = forest.per_branch(forest.field("advantages")) / lengths
+    advantages = forest.per_branch(forest.field("advantages")) / _lengths(forest)
     policy = losses.ppo_policy(whole, old, advantages, torch.ones_like(whole), clip=clip)
     metrics = _policy_metrics(policy, totals.branches) | _gap(logprobs, forest, totals)
     return LossOut(policy.loss / totals.branches, metrics)
+
+
+def _lengths(forest: Forest) -> Tensor:
+    """Read tokens [B] of each response; a method that judges whole responses has none that responses share."""
+    if bool((forest.branch_of < 0).any()):
+        raise PrefloopError("Group methods read answers only, not turns that several answers share; weigh those 0.")
+    return forest.per_branch(forest.field("weight"))
 
 
 def _old(logprobs: Tensor, forest: Forest) -> Tensor:
