@@ -416,7 +416,7 @@ def test_a_tree_over_the_budget_is_cut_by_branches_with_the_same_gradients(
         if grad is None:
             assert cut_grads[name] is None
             continue
-        torch.testing.assert_close(cut_grads[name], grad, rtol=1e-4, atol=1e-7, msg=name)
+        assert (cut_grads[name] - grad).norm() <= 1e-5 * grad.norm(), name
     for reading, cut in zip(readings, cut_readings, strict=True):
         assert cut.scores == pytest.approx(reading.scores, abs=1e-5)
         for name in ("logprobs", "entropy", "values"):

@@ -112,7 +112,7 @@ def grpo(out: Outputs, forest: Forest, totals: Totals, *, clip: float, kl_coef: 
 def rloo(out: Outputs, forest: Forest, totals: Totals, *, clip: float) -> LossOut:
     """Clipped policy loss with one ratio a response, the mean over responses (Ahmadian et al. 2024, arXiv 2402.14740,
     eq. 7, whose one update a rollout has no ratio). The leash is in the advantages."""
-    logprobs, mask = out.need("logprobs"), forest.field("weight")
+    logprobs, _mask = out.need("logprobs"), forest.field("weight")
     whole, old = forest.per_branch(logprobs), forest.per_branch(_old(logprobs, forest))
     advantages = forest.per_branch(forest.field("advantages")) / _lengths(forest)
     policy = losses.ppo_policy(whole, old, advantages, torch.ones_like(whole), clip=clip)
