@@ -10,6 +10,7 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from prefloop.models.layers import first_of_top, layer_of
 from prefloop.types import PrefloopError
@@ -34,7 +35,13 @@ def attach(
         raise PrefloopError("This model has LoRA adapters already; merge them before attaching new ones.")
     if last_layers is not None:
         targets = _top_linear(model, last_layers)
-    config = LoraConfig(r=rank, lora_alpha=cast(int, alpha), target_modules=targets, lora_dropout=0.0)
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=cast(int, alpha),
+        target_modules=targets,
+        lora_dropout=0.0,
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
@@ -48,7 +55,7 @@ def attach(
 def _top_linear(model: nn.Module, count: int) -> list[str]:
     """Full names of the linear layers in the top `count` layers."""
     first = first_of_top(model, count)
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
     return [name for name in linear if (layer := layer_of(name)) is not None and layer >= first]
 
 

@@ -2,23 +2,43 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
-from transformers.models.gemma3.configuration_gemma3 import Gemma3TextConfig
-from transformers.models.llama.configuration_llama import LlamaConfig
-from transformers.models.qwen3.configuration_qwen3 import Qwen3Config
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from prefloop.models.attention import IMPLEMENTATION
 
 SPECIAL_TOKENS = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
 CONTEXT = 2048
 SLIDING_WINDOW = 8
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {  # model_type, and what its configuration has of its own
+    "llama": ("llama", {}),
+    "qwen2": ("qwen2", {}),
+    "qwen3": ("qwen3", {}),
+    "gemma2": (
+        "gemma2",
+        {"sliding_window": SLIDING_WINDOW, "attn_logit_softcapping": 5.0, "final_logit_softcapping": 3.0},
+    ),
+    "gemma3": ("gemma3_text", {"sliding_window": SLIDING_WINDOW}),
+    "mistral": ("mistral", {"sliding_window": SLIDING_WINDOW}),
+    "phi3": ("phi3", {}),
+    "gpt2": ("gpt2", {}),
+    "gpt_neox": ("gpt_neox", {}),
+    "olmo2": ("olmo2", {}),
+    "smollm3": ("smollm3", {}),
+    "gpt_oss": ("gpt_oss", {"sliding_window": SLIDING_WINDOW, "num_local_experts": 4, "num_experts_per_tok": 2}),
+}
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
@@ -49,17 +69,15 @@ def tiny_tokenizer() -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def tiny_model(
-    seed: int = 0, *, layers: int = 2, width: int = 64, family: Literal["llama", "qwen3", "gemma3"] = "llama"
-) -> PreTrainedModel:
+def tiny_model(seed: int = 0, *, layers: int = 2, width: int = 64, family: str = "llama") -> PreTrainedModel:
     """A random fp32 decoder for `tiny_tokenizer`, in eval mode, with forest attention; equal seeds give equal weights.
 
-    Four query heads share two key heads of width/4; `gemma3` alternates windows of 8 positions with full attention.
-    Weights have std 1/sqrt(width), so logits have std of about 1 and no layer is too faint for a test to see.
+    `family` is one of FAMILIES. Four query heads share two key heads of width/4, where the family lets them; families
+    with windows alternate windows of 8 positions with full attention. Weights have std 1/sqrt(width), so logits have
+    std of about 1 and no layer is too faint for a test to see; biases and sinks are random too.
     """
-    tokens = len(SPECIAL_TOKENS) + 256
     shape = {
-        "vocab_size": tokens,
+        "vocab_size": len(SPECIAL_TOKENS) + 256,
         "hidden_size": width,
         "intermediate_size": 2 * width,
         "num_hidden_layers": layers,
@@ -74,17 +92,15 @@ def tiny_model(
         "pad_token_id": 257,
         "use_cache": False,
     }
-    config: LlamaConfig | Qwen3Config | Gemma3TextConfig
-    match family:
-        case "llama":
-            config = LlamaConfig(**shape)
-        case "qwen3":
-            config = Qwen3Config(**shape)
-        case "gemma3":
-            kinds = ["sliding_attention" if i % 2 == 0 else "full_attention" for i in range(layers)]
-            config = Gemma3TextConfig(**shape, layer_types=kinds, sliding_window=SLIDING_WINDOW)
+    kind, own = FAMILIES[family]
+    if "sliding_window" in own:
+        shape["layer_types"] = ["full_attention" if i % 2 else "sliding_attention" for i in range(layers)]
+    config = AutoConfig.for_model(kind, **shape, **own)
     make: Any = AutoModelForCausalLM.from_config
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model: PreTrainedModel = make(config, dtype=torch.float32, attn_implementation=IMPLEMENTATION).eval()
+        for name, parameter in model.named_parameters():
+            if name.endswith((".bias", ".sinks")):
+                torch.nn.init.normal_(parameter, std=width**-0.5)
     return model
