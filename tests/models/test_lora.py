@@ -6,14 +6,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from prefloop.models.lora import adapter_off, adapter_parameters, attach, merge, merged_state
-from prefloop.models.tiny import tiny_model
+from prefloop.models.tiny import FAMILIES, tiny_model
 from prefloop.types import PrefloopError
 
 TOKENS = torch.tensor([[256, 10, 200, 3, 77, 257]])
 
 
-def _model(dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    model = tiny_model()
+def _model(dtype: torch.dtype = torch.float32, family: str = "llama") -> PreTrainedModel:
+    model = tiny_model(family=family)
     model.set_attn_implementation("eager")
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
@@ -83,6 +83,18 @@ def test_merged_equals_attached_and_the_weight_is_the_formula() -> None:
     assert all(torch.equal(model.state_dict()[key], state[key]) for key in names)
     assert adapter_parameters(model) == {} and all(p.requires_grad for p in model.parameters())
     attach(model, rank=2, alpha=2.0, seed=0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_merged_equals_attached_in_every_family(family: str) -> None:
+    model = _model(family=family)
+    before = _logits(model)
+    _attach_trained(model)
+    attached, state = _logits(model), merged_state(model)
+    assert (attached - before).norm() > 0.05 * before.norm()
+    plain = _model(family=family)
+    plain.load_state_dict(state)
+    torch.testing.assert_close(_logits(plain), attached, rtol=1e-4, atol=1e-4)
 
 
 def test_only_fp32_adapters_train_over_a_bf16_base_and_the_head_has_none() -> None:
