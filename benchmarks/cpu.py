@@ -1,45 +1,119 @@
-"""What this machine can multiply, and how much of it the compute core turns into trained and written tokens: cpu.py
+"""What this machine can multiply, how much of it the compute core turns into work, and how other programs compare.
 
-Each job runs in a process of its own with every core: SFT (forward, backward, update), and sampling with prompts that
-are all different, that are shared by groups, and one prompt alone. `ceiling` is the best rate of plain matrix products.
-Precisions that this machine only emulates are left out. Other programs are not measured yet: their figures are null.
-Writes benchmarks/results/cpu.json; with QUICK=1 in the environment each job is measured about once.
+    cpu.py --data PAIRS.jsonl [--trl PYTHON] [--jobs sft dpo ...]
+
+Each job runs in processes of its own, ours and each peer's, which take their steps in turn (A B A B): two to warm up,
+eight that count, on the same rows of real comparisons, in bf16 where this machine multiplies it faster than it
+emulates it. `ceiling` is the best rate of plain matrix products. Peers live in environments of their own, named by
+their Python; without one their figures are null. Writes benchmarks/results/cpu.json.
 """
 
 import argparse
 import json
 import os
 import platform
-import resource
+import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from prefloop.configs.shared import EngineConfig, OptimConfig
-from prefloop.data.forest import tree_tokens
-from prefloop.data.jsonl import write_atomic
-from prefloop.data.sources import load_demonstrations, load_prompts
-from prefloop.data.trees import demonstration_trees
-from prefloop.engine.build import build_encoder, build_learner, build_sampler, load, use_threads
-from prefloop.stages.sampling import sample_groups
-from prefloop.types import Sampling
+from prefloop.configs.shared import EngineConfig
+from prefloop.data.jsonl import read_preferences, write_atomic
+from prefloop.engine.build import available_cores, build_encoder, load
+from prefloop.models.load import locate
+from prefloop.types import Preference
 
-OUT = Path(__file__).parent / "results" / "cpu.json"
+HERE = Path(__file__).parent
+OUT = HERE / "results" / "cpu.json"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-JOBS = ("sft", "decode_distinct", "decode_grouped", "decode_one")
-PEERS = ("trl_default", "trl_best", "generate", "vllm_cpu", "llama_cpp")
 EMULATED = 0.5  # a precision below this share of the other's rate is not one to compute in
-NEW_TOKENS = 64
+WARM, COUNTED, BATCH, LONGEST = 2, 8, 8, 512
+UNITS = {"sft": "examples/s", "reward": "pairs/s", "dpo": "pairs/s", "grpo": "completions/s", "rloo": "completions/s"}
+DECODE: dict[str, dict[str, int]] = {
+    "decode_distinct": {"rows": 32, "group": 1},
+    "decode_grouped": {"rows": 4, "group": 8},
+    "decode_one": {"rows": 1, "group": 1},
+}
+PEERS = dict.fromkeys(UNITS, ("trl_default", "trl_best")) | dict.fromkeys(DECODE, ("generate", "vllm_cpu", "llama_cpp"))
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Units a second at the median step, and the process's peak memory in MB."""
+
+    rate: float
+    peak_mb: float
+
+
+class Job:
+    """A process that takes a step when it is asked to (jobs/protocol.py)."""
+
+    def __init__(self, process: "subprocess.Popen[str]") -> None:
+        self.process = process
+        self.rates: list[float] = []
+
+    def answer(self) -> dict[str, float]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"cpu.py: {' '.join(map(str, self.process.args[:3]))} ended early; see above.")  # type: ignore[index,union-attr]
+        found: dict[str, float] = json.loads(line)
+        return found
+
+    def step(self, counted: bool) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write("step\n")
+        self.process.stdin.flush()
+        found = self.answer()
+        if counted:
+            self.rates.append(found["units"] / found["seconds"])
+
+    def finish(self) -> Measured:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        peak = self.answer()["peak_mb"]
+        self.process.wait()
+        return Measured(statistics.median(self.rates), peak)
+
+
+@contextmanager
+def started(python: str, script: str, *words: str) -> Iterator[Job]:
+    environment = dict(os.environ) | {"PYTHONPATH": ""}
+    if python == sys.executable:
+        environment["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
+    command = [python, str(HERE / "jobs" / script), *words]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        try:
+            yield Job(process)
+        finally:
+            process.kill()
+
+
+def side_by_side(commands: Mapping[str, Sequence[str]], counted: int) -> dict[str, Measured]:
+    """Every job's figures, their steps in turn."""
+    with ExitStack() as stack:
+        jobs = {name: stack.enter_context(started(*command)) for name, command in commands.items()}
+        for job in jobs.values():
+            job.answer()
+        for turn in range(WARM + counted):
+            for job in jobs.values():
+                job.step(turn >= WARM)
+        return {name: job.finish() for name, job in jobs.items()}
 
 
 def product_ceiling(dtype: torch.dtype, seconds: float) -> float:
     """Best GFLOP/s of C = A B for square matrices, over repeats that fill about `seconds`."""
-    size = 1536
+    size = 2048
     a, b = (torch.randn(size, size).to(dtype) for _ in range(2))
     best, until = 0.0, time.perf_counter() + seconds
     while best == 0 or time.perf_counter() < until:
@@ -49,101 +123,85 @@ def product_ceiling(dtype: torch.dtype, seconds: float) -> float:
     return best
 
 
-def measure(job: str, model: str, dtype: str, seconds: float) -> dict[str, float]:
-    """Tokens per second of a job, GFLOP/s of its matrix products, and the process's peak memory in MB."""
-    engine = EngineConfig.model_validate({"dtype": dtype})
-    use_threads(engine)
-    loaded = load(model, engine)
-    encoder = build_encoder(loaded)
-    network: Any = loaded.model
-    unembedding = network.get_output_embeddings().weight.numel()
-    trunk = sum(p.numel() for p in network.get_decoder().parameters()) - unembedding
-    if job == "sft":
-        learner = build_learner(loaded, engine, OptimConfig(lr=1e-5))
-        trees = [t for d in load_demonstrations("builtin")[:8] for t in demonstration_trees(d, encoder)]
-        tokens = sum(map(tree_tokens, trees))
-        read = sum(len(node.tokens) for tree in trees for node in tree.nodes if "weight" in node.fields)
-
-        def update() -> int:
-            learner.forward_backward(trees, "sft", {})
-            learner.optim_step(1e-5, 0.0)
-            return tokens
-
-        rate = _rate(update, seconds)
-        flops = rate * 6 * (trunk + unembedding * read / tokens)
-    else:
-        sampler = build_sampler(loaded, model)
-        prompts = load_prompts("builtin")[: {"decode_distinct": 32, "decode_grouped": 8, "decode_one": 1}[job]]
-        group = 4 if job == "decode_grouped" else 1
-        drawn = Sampling(max_tokens=NEW_TOKENS)
-
-        def write() -> int:
-            groups = sample_groups(sampler, encoder, prompts, samplings=[drawn] * group, seed=(0,))
-            return sum(len(completion.tokens) for group in groups for completion in group)
-
-        rate = _rate(write, seconds)
-        flops = rate * 2 * (trunk + unembedding)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "linux" else 2**20)
-    return {"rate": rate, "gflops": flops / 1e9, "peak_mb": peak}
+def rows_of(preferences: Sequence[Preference], model: str, count: int) -> list[dict[str, Any]]:
+    """The first comparisons of which no answer with its prompt is longer than 512 tokens, as chat messages."""
+    encoder = build_encoder(load(model, EngineConfig(dtype="fp32")))
+    rows: list[dict[str, Any]] = []
+    for pair in preferences:
+        prompt = [{"role": m.role, "content": m.content} for m in pair.prompt.messages]
+        texts = [item.text for item in (pair.items if pair.target != 0.0 else pair.items[::-1])]
+        longest = len(encoder.prompt(pair.prompt)) + max(len(encoder.response(item)) for item in pair.items)
+        if longest <= LONGEST and texts[0] != texts[1]:
+            sides = zip(("chosen", "rejected"), texts, strict=True)
+            rows.append({"prompt": prompt} | {s: [{"role": "assistant", "content": text}] for s, text in sides})
+        if len(rows) == count:
+            return rows
+    raise SystemExit(f"cpu.py: only {len(rows)} of {count} comparisons fit; give more data.")
 
 
-def _rate(work: Callable[[], int], seconds: float) -> float:
-    """Tokens per second over whole calls that fill about `seconds`, after one that warms up."""
-    work()
-    done, began = 0, time.perf_counter()
-    while done == 0 or time.perf_counter() - began < seconds:
-        done += work()
-    return done / (time.perf_counter() - began)
-
-
-def in_process(*words: str) -> dict[str, float]:
-    """What a process of its own measured."""
-    path = os.pathsep.join(p for p in sys.path if p)
-    command = [sys.executable, __file__, *words]
-    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True, env=os.environ | {"PYTHONPATH": path})
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+def commands(job: str, options: argparse.Namespace, model: str, data: str, dtype: str) -> dict[str, Sequence[str]]:
+    """What to start for a job, by name: ours, and each peer whose environment is there."""
+    known: dict[str, Any] = {"dtype": dtype, "threads": options.threads, "new_tokens": 48, "max_length": LONGEST}
+    if job in DECODE:
+        known |= DECODE[job] | {"prompt_tokens": 64}
+        return {"ours": (sys.executable, "our_job.py", "decode", model, data, json.dumps(known))}
+    grouped = job in ("grpo", "rloo")
+    known |= {"batch": 32 if grouped else BATCH, "group": 8, "new_tokens": 64}
+    found: dict[str, Sequence[str]] = {"ours": (sys.executable, "our_job.py", job, model, data, json.dumps(known))}
+    for setting in ("default", "best") if options.trl else ():
+        text = json.dumps(known | {"setting": setting})
+        found[f"trl_{setting}"] = (options.trl, "trl_job.py", job, model, data, text)
     return found
 
 
-def summary(rates: dict[str, float], found: dict[str, dict[str, dict[str, float]]]) -> dict[str, Any]:
-    """The object of cpu.json. rates: GFLOP/s by precision; found: by job, then precision, what `measure` gave.
-
-    `ours` is the better precision's rate, `our_share` its products' part of that precision's ceiling."""
-    jobs, share = {}, {}
-    for job, by_dtype in found.items():
-        best = max(by_dtype, key=lambda dtype: by_dtype[dtype]["rate"])
-        jobs[job] = {
-            "ours": by_dtype[best]["rate"],
-            **dict.fromkeys(PEERS),
-            "unit": "tokens/s",
-            "ratio_vs_best_peer": None,
-            "peak_mb": by_dtype[best]["peak_mb"],
-            "dtype": best,
-            "by_dtype": {dtype: values["rate"] for dtype, values in by_dtype.items()},
-        }
-        share[job] = by_dtype[best]["gflops"] / rates[best]
-    return {**jobs, "ceiling": {f"{dtype}_gflops": rate for dtype, rate in rates.items()} | {"our_share": share}}
+def summary(job: str, found: Mapping[str, Measured]) -> dict[str, Any]:
+    """A job's entry: our rate, the peers' (null where not measured), the ratio to the best, peak memory of each."""
+    peers = {name: found[name].rate if name in found else None for name in PEERS[job]}
+    best = max((rate for rate in peers.values() if rate is not None), default=None)
+    return {
+        "ours": found["ours"].rate,
+        **peers,
+        "unit": UNITS.get(job, "tokens/s"),
+        "ratio_vs_best_peer": None if best is None else found["ours"].rate / best,
+        "peak_mb": found["ours"].peak_mb,
+        "peers_peak_mb": {name: measured.peak_mb for name, measured in found.items() if name != "ours"},
+    }
 
 
 def main(arguments: list[str] | None = None) -> int:
     """0 when everything was measured."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default=os.environ.get("DATA", ""), help="comparisons, in a layout the loop reads")
     parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--jobs", nargs="+", choices=sorted(PEERS), default=list(PEERS))
+    parser.add_argument("--trl", default="", metavar="PYTHON", help="Python of an environment that holds TRL")
+    parser.add_argument("--threads", type=int, default=available_cores())
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--json", action="store_true", help="print on one line")
-    parser.add_argument("--one", nargs=2, metavar=("JOB", "DTYPE"), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    seconds = 2.0 if os.environ.get("QUICK", "0") not in ("", "0") else 15.0
-    if options.one:
-        job, dtype = options.one
-        print(json.dumps(measure(job, options.model, dtype, seconds)))
-        return 0
-    use_threads(EngineConfig())
-    rates = {name: product_ceiling(dtype, min(seconds, 3.0)) for name, dtype in DTYPES.items()}
-    worth = [dtype for dtype, rate in rates.items() if rate >= EMULATED * max(rates.values())]
-    found = {job: {d: in_process("--one", job, d, "--model", options.model) for d in worth} for job in JOBS}
-    about = {"model": options.model, "threads": torch.get_num_threads(), "machine": platform.machine()}
-    answer = about | {"torch": torch.__version__} | summary(rates, found)
+    if not options.data:
+        parser.error("name comparisons to measure on: --data PAIRS.jsonl, or DATA=PAIRS.jsonl")
+    counted = 2 if os.environ.get("QUICK", "0") not in ("", "0") else COUNTED
+    torch.set_num_threads(options.threads)
+    rates = {name: product_ceiling(dtype, 3.0) for name, dtype in DTYPES.items()}
+    dtype = "bf16" if rates["bf16"] >= EMULATED * rates["fp32"] else "fp32"
+    folder = locate(options.model)
+    answer: dict[str, Any] = {
+        "model": options.model,
+        "threads": options.threads,
+        "machine": platform.machine(),
+        "torch": torch.__version__,
+        "dtype": dtype,
+    }
+    with tempfile.TemporaryDirectory() as scratch:
+        data = Path(scratch) / "pairs.jsonl"
+        rows = rows_of(read_preferences(options.data), options.model, BATCH * (WARM + COUNTED))
+        data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        for job in options.jobs:
+            found = side_by_side(commands(job, options, str(folder), str(data), dtype), counted)
+            answer[job] = summary(job, found)
+            print(job, json.dumps(answer[job]), file=sys.stderr, flush=True)
+    answer["ceiling"] = {f"{name}_gflops": rate for name, rate in rates.items()}
     write_atomic(options.out, json.dumps(answer, indent=2) + "\n")
     print(json.dumps(answer, indent=None if options.json else 2))
     return 0

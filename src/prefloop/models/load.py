@@ -85,7 +85,7 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> Tokenizer:
     """The tokenizer of the model `name` (see `load_model`)."""
     if name == "tiny":
         return tiny_tokenizer()
-    return _read_tokenizer(_locate(name), trust_remote_code)
+    return _read_tokenizer(locate(name), trust_remote_code)
 
 
 def load_model(
@@ -103,7 +103,7 @@ def load_model(
         for parameter in tiny.parameters():  # .to(dtype) would round the rotary frequencies too
             parameter.data = parameter.data.to(dtype)
         return LoadedModel(tiny.to(device), tiny_tokenizer(), name, digest)
-    path = _locate(name)
+    path = locate(name)
     model: Any = _read_model(path, dtype, trust_remote_code)
     _check_forest(model, name)
     model.config.use_cache = False
@@ -195,7 +195,7 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _locate(name: str) -> Path:
+def locate(name: str) -> Path:
     """The folder or .gguf file that holds model `name`, fetched where need be."""
     if name == EMBEDDED:
         return _embedded()

@@ -1,0 +1,144 @@
+"""A job by this program, a step at a time: our_job.py JOB MODEL DATA OPTIONS (see cpu.py, which calls it).
+
+OPTIONS is JSON: dtype, batch, group, new_tokens, threads, rows and prompt_tokens (of the decoding jobs), token_budget.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from protocol import serve
+
+from prefloop.configs.shared import EngineConfig, OptimConfig
+from prefloop.data.jsonl import text_completion
+from prefloop.data.trees import Encoder, answer_tree, preference_trees, with_fields
+from prefloop.engine.build import build_encoder, build_learner, build_sampler, load, use_threads
+from prefloop.engine.reference import FIELD
+from prefloop.engine.verbs import Request
+from prefloop.models.heads import reward_head
+from prefloop.stages.sampling import sample_groups
+from prefloop.types import Message, Preference, Prompt, Sampling, Tree
+
+OPTIONS: dict[str, Any] = {}
+
+
+def main() -> None:
+    job, model, data = sys.argv[1:4]
+    OPTIONS.update(json.loads(sys.argv[4]))
+    engine = EngineConfig(
+        dtype=OPTIONS["dtype"], threads=OPTIONS["threads"], token_budget=OPTIONS.get("token_budget", 4096)
+    )
+    use_threads(engine)
+    loaded = load(model, engine)
+    serve({"decode": decoding}.get(job, training)(job, loaded, engine, data))
+
+
+def training(job: str, loaded: Any, engine: EngineConfig, data: str) -> Callable[[], float]:
+    encoder = build_encoder(loaded)
+    rows = [json.loads(line) for line in Path(data).read_text(encoding="utf-8").split("\n") if line]
+    head = reward_head(loaded.model.config.hidden_size, 0) if job == "reward" else None
+    learner = build_learner(loaded, engine, OptimConfig(lr=1e-6), head=head)
+    prompts = [Prompt(id=str(i), messages=tuple(Message(**m) for m in row["prompt"])) for i, row in enumerate(rows)]
+    if job in ("grpo", "rloo"):
+        return _grouped(job, learner, loaded, encoder, prompts)
+    pairs = [
+        Preference(
+            prompt=prompt,
+            items=tuple(text_completion(prompt, row[side][0]["content"]) for side in ("chosen", "rejected")),
+            target=1.0,
+            group=prompt.id,
+        )
+        for prompt, row in zip(prompts, rows, strict=True)
+    ]
+    if job == "sft":
+        trees = [answer_tree(pair.prompt, pair.items[:1], encoder) for pair in pairs]
+    else:
+        trees = preference_trees(pairs, encoder)
+    batches = itertools.cycle([trees[i : i + OPTIONS["batch"]] for i in range(0, len(trees), OPTIONS["batch"])])
+    loss = {"sft": "sft", "reward": "bradley_terry", "dpo": "dpo"}[job]
+
+    def step() -> float:
+        batch = next(batches)
+        if job == "dpo":
+            batch = _with_reference(learner, batch)
+        learner.forward_backward(batch, loss, {"beta": 0.1} if job == "dpo" else {})
+        learner.optim_step(1e-6, 1e-6)
+        return len(batch)
+
+    return step
+
+
+def _with_reference(learner: Any, trees: list[Tree]) -> list[Tree]:
+    """The reference pass belongs to the step: here the policy itself, as nothing it read before is kept."""
+    found = learner.forward(trees, {"logprobs"})
+    return [
+        with_fields(tree, {node: {FIELD: column.tolist()} for node, column in reading.logprobs.items()})
+        for tree, reading in zip(trees, found, strict=True)
+    ]
+
+
+def _grouped(job: str, learner: Any, loaded: Any, encoder: Encoder, prompts: list[Prompt]) -> Callable[[], float]:
+    sampler = build_sampler(loaded, "bench")
+    group = OPTIONS["group"]
+    samplings = [Sampling(max_tokens=OPTIONS["new_tokens"])] * group
+    each = OPTIONS["batch"] // group
+    turns = itertools.count()
+    batches = itertools.cycle([prompts[i : i + each] for i in range(0, len(prompts), each)])
+
+    def step() -> float:
+        chosen = next(batches)
+        sampler.load(learner.publish())
+        groups = sample_groups(sampler, encoder, chosen, samplings=samplings, seed=(next(turns),))
+        trees = []
+        for prompt, answers in zip(chosen, groups, strict=True):
+            lengths = torch.tensor([float(len(a.text)) for a in answers])
+            advantages = ((lengths - lengths.mean()) / (lengths.std() + 1e-4)).tolist()
+            columns = {
+                node: {
+                    "advantages": [advantage] * len(answer.tokens),
+                    "sampled_logprobs": answer.segments[0].logprobs,
+                }
+                for node, (answer, advantage) in enumerate(zip(answers, advantages, strict=True), 1)
+            }
+            trees.append(with_fields(answer_tree(prompt, answers, encoder), columns))
+        if job == "rloo":
+            learner.forward(trees, {"logprobs"})  # the reference, which its leash reads
+        learner.forward_backward(trees, job, {"clip": 0.2} | ({"kl_coef": 0.0} if job == "grpo" else {}))
+        learner.optim_step(1e-6, 1e-6)
+        return OPTIONS["batch"]
+
+    return step
+
+
+def decoding(job: str, loaded: Any, engine: EngineConfig, data: str) -> Callable[[], float]:
+    """`rows` prompts of `prompt_tokens` tokens, `group` answers each, all of `new_tokens` tokens; units are tokens."""
+    sampler = build_sampler(loaded, "bench")
+    sampler.stops = frozenset()
+    rows = [json.loads(line) for line in Path(data).read_text(encoding="utf-8").split("\n") if line]
+    words = [row["prompt"][-1]["content"] for row in rows]
+    tokenizer = loaded.tokenizer
+    flat = [token for text in words for token in tokenizer(text)["input_ids"]]
+    size, count = OPTIONS["prompt_tokens"], OPTIONS["rows"]
+    prompts = [tuple(flat[i * size : (i + 1) * size]) for i in range(count)]
+    sampling = Sampling(max_tokens=OPTIONS["new_tokens"])
+    seeds = itertools.count()
+
+    def step() -> float:
+        requests = [
+            Request(id=f"{i}/{k}", prompt_id=str(i), tokens=prompt, sampling=sampling, seed=next(seeds))
+            for i, prompt in enumerate(prompts)
+            for k in range(OPTIONS["group"])
+        ]
+        return sum(len(completion.tokens) for completion in sampler.generate(requests))
+
+    return step
+
+
+if __name__ == "__main__":
+    main()
