@@ -25,10 +25,11 @@ from typing import Any
 
 import torch
 
-from prefloop.configs.shared import EngineConfig
+from prefloop.data.chat import encode_prompt
 from prefloop.data.jsonl import read_preferences, write_atomic
-from prefloop.engine.build import available_cores, build_encoder, load
-from prefloop.models.load import locate
+from prefloop.data.trees import Encoder
+from prefloop.engine.build import available_cores
+from prefloop.models.load import load_tokenizer, locate
 from prefloop.types import Preference
 
 HERE = Path(__file__).parent
@@ -47,9 +48,10 @@ PEERS = dict.fromkeys(UNITS, ("trl_default", "trl_best")) | dict.fromkeys(DECODE
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Units a second at the median step, and the process's peak memory in MB."""
+    """Units and GFLOP of products a second at the median step (None where not counted), and peak memory in MB."""
 
     rate: float
+    gflops: float | None
     peak_mb: float
 
 
@@ -59,6 +61,7 @@ class Job:
     def __init__(self, process: "subprocess.Popen[str]") -> None:
         self.process = process
         self.rates: list[float] = []
+        self.gflops: list[float] = []
 
     def answer(self) -> dict[str, float]:
         assert self.process.stdout is not None
@@ -75,13 +78,14 @@ class Job:
         found = self.answer()
         if counted:
             self.rates.append(found["units"] / found["seconds"])
+            self.gflops += [found["gflop"] / found["seconds"]] if "gflop" in found else []
 
     def finish(self) -> Measured:
         assert self.process.stdin is not None
         self.process.stdin.close()
         peak = self.answer()["peak_mb"]
         self.process.wait()
-        return Measured(statistics.median(self.rates), peak)
+        return Measured(statistics.median(self.rates), statistics.median(self.gflops) if self.gflops else None, peak)
 
 
 @contextmanager
@@ -125,12 +129,14 @@ def product_ceiling(dtype: torch.dtype, seconds: float) -> float:
 
 def rows_of(preferences: Sequence[Preference], model: str, count: int) -> list[dict[str, Any]]:
     """The first comparisons of which no answer with its prompt is longer than 512 tokens, as chat messages."""
-    encoder = build_encoder(load(model, EngineConfig(dtype="fp32")))
+    tokenizer = load_tokenizer(model)
+    encoder = Encoder(tokenizer, tokenizer.eos_token_id, LONGEST)
     rows: list[dict[str, Any]] = []
     for pair in preferences:
         prompt = [{"role": m.role, "content": m.content} for m in pair.prompt.messages]
         texts = [item.text for item in (pair.items if pair.target != 0.0 else pair.items[::-1])]
-        longest = len(encoder.prompt(pair.prompt)) + max(len(encoder.response(item)) for item in pair.items)
+        asked = len(encode_prompt(tokenizer, pair.prompt.messages))
+        longest = asked + max(len(encoder.response(item)) for item in pair.items)
         if longest <= LONGEST and texts[0] != texts[1]:
             sides = zip(("chosen", "rejected"), texts, strict=True)
             rows.append({"prompt": prompt} | {s: [{"role": "assistant", "content": text}] for s, text in sides})
@@ -154,8 +160,9 @@ def commands(job: str, options: argparse.Namespace, model: str, data: str, dtype
     return found
 
 
-def summary(job: str, found: Mapping[str, Measured]) -> dict[str, Any]:
-    """A job's entry: our rate, the peers' (null where not measured), the ratio to the best, peak memory of each."""
+def summary(job: str, found: Mapping[str, Measured], ceiling: float) -> dict[str, Any]:
+    """A job's entry: our rate, the peers' (null where not measured), the ratio to the best, peak memory of each, and
+    what share of the `ceiling` (GFLOP/s) our matrix products reach."""
     peers = {name: found[name].rate if name in found else None for name in PEERS[job]}
     best = max((rate for rate in peers.values() if rate is not None), default=None)
     return {
@@ -164,6 +171,7 @@ def summary(job: str, found: Mapping[str, Measured]) -> dict[str, Any]:
         "unit": UNITS.get(job, "tokens/s"),
         "ratio_vs_best_peer": None if best is None else found["ours"].rate / best,
         "peak_mb": found["ours"].peak_mb,
+        "share_of_ceiling": None if found["ours"].gflops is None else found["ours"].gflops / ceiling,
         "peers_peak_mb": {name: measured.peak_mb for name, measured in found.items() if name != "ours"},
     }
 
@@ -199,9 +207,10 @@ def main(arguments: list[str] | None = None) -> int:
         data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         for job in options.jobs:
             found = side_by_side(commands(job, options, str(folder), str(data), dtype), counted)
-            answer[job] = summary(job, found)
+            answer[job] = summary(job, found, rates[dtype])
             print(job, json.dumps(answer[job]), file=sys.stderr, flush=True)
-    answer["ceiling"] = {f"{name}_gflops": rate for name, rate in rates.items()}
+    shares = {job: answer[job]["share_of_ceiling"] for job in options.jobs}
+    answer["ceiling"] = {f"{name}_gflops": rate for name, rate in rates.items()} | {"our_share": shares}
     write_atomic(options.out, json.dumps(answer, indent=2) + "\n")
     print(json.dumps(answer, indent=None if options.json else 2))
     return 0

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from prefloop.data.jsonl import read_jsonl
-from prefloop.evals.report import EVALUATED, heldout_pair, last_third_kl
+from prefloop.evals.report import EVALUATED, heldout_pair, last_third_kl, online_stage
 from prefloop.evals.reward_model import HeldoutPair, measure
 from prefloop.evals.winrate import summarize
 from prefloop.rewards.rubric import rubric
@@ -33,9 +33,11 @@ def recompute(root: Path) -> dict[str, Any]:
         control = _evaluation(root / "control" / "evaluate")
         rate = {"win_rate": control["win_rate"], "low": control["win_rate_low"], "high": control["win_rate_high"]}
         figures["control_shuffled_labels"] = rate
-    for online in ("ppo", "group"):
-        if "kl_last_third" not in figures and (root / online / "samples.jsonl").exists():
-            figures["kl_last_third"] = last_third_kl(_rows(root / online / "samples.jsonl"))
+    config = root / "evaluate" / "config.json"
+    evaluated = json.loads(config.read_text(encoding="utf-8")) if config.exists() else None
+    present = {folder.parent.name for folder in root.glob("*/samples.jsonl")}
+    if online := online_stage(evaluated, present):
+        figures["kl_last_third"] = last_third_kl(_rows(root / online / "samples.jsonl"))
     if (root / "reward" / "samples.jsonl").exists():
         reward = measure(_labeled_pairs(root))
         figures |= {

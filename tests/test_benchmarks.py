@@ -1,6 +1,7 @@
 """The small pure parts of the benchmarks: what they pool, what they promise, and how they quote."""
 
 import importlib.util
+import json
 import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
@@ -145,11 +146,17 @@ def test_the_controllers_claim(ratios: tuple[float, ...], median: float, holds: 
     assert (found["median"], found["holds"], found["minutes"]) == (pytest.approx(median), holds, 6.0)
 
 
-def test_the_better_precision_counts() -> None:
-    found = {"sft": {d: {"rate": r, "gflops": 30.0, "peak_mb": 700.0} for d, r in (("fp32", 90.0), ("bf16", 200.0))}}
-    answer = cpu.summary({"fp32": 50.0, "bf16": 120.0}, found)
-    assert (answer["sft"]["ours"], answer["sft"]["dtype"], answer["sft"]["trl_best"]) == (200.0, "bf16", None)
-    assert answer["ceiling"] == {"fp32_gflops": 50.0, "bf16_gflops": 120.0, "our_share": {"sft": 0.25}}
+def test_a_jobs_summary() -> None:
+    found = {
+        "ours": cpu.Measured(rate=2.0, gflops=300.0, peak_mb=900.0),
+        "trl_default": cpu.Measured(rate=0.3, gflops=None, peak_mb=3000.0),
+        "trl_best": cpu.Measured(rate=0.4, gflops=None, peak_mb=4000.0),
+    }
+    answer = cpu.summary("dpo", found, 400.0)
+    assert (answer["ours"], answer["trl_best"], answer["unit"]) == (2.0, 0.4, "pairs/s")
+    assert (answer["ratio_vs_best_peer"], answer["share_of_ceiling"]) == (5.0, 0.75)
+    alone = cpu.summary("decode_one", {"ours": cpu.Measured(rate=9.0, gflops=None, peak_mb=9.0)}, 400.0)
+    assert (alone["vllm_cpu"], alone["ratio_vs_best_peer"], alone["unit"]) == (None, None, "tokens/s")
 
 
 def test_scripts_explain_themselves(capsys: pytest.CaptureFixture[str]) -> None:
@@ -161,8 +168,14 @@ def test_scripts_explain_themselves(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--collect-only" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("job", ["decode_one", "decode_grouped"])
-def test_a_decode_job_measures_a_rate(job: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu, "use_threads", lambda engine: None)
-    found = cpu.measure(job, "tiny", "fp32", 0)
-    assert found["rate"] > 0 and found["peak_mb"] > 0
+@pytest.mark.parametrize("job", ["sft", "reward", "dpo", "grpo", "rloo", "decode"])
+def test_a_job_takes_a_step_when_it_is_asked_to(job: str, tmp_path: Path) -> None:
+    data = tmp_path / "rows.jsonl"
+    sides = {side: [{"role": "assistant", "content": text}] for side, text in (("chosen", "Yes."), ("rejected", "No."))}
+    row = {"prompt": [{"role": "user", "content": "Is water wet, in one word of your own?"}], **sides}
+    data.write_text(json.dumps(row) + "\n" + json.dumps(row) + "\n")
+    options = {"dtype": "fp32", "threads": 1, "batch": 2, "group": 2, "new_tokens": 4, "rows": 2, "prompt_tokens": 8}
+    words = (job, "tiny", str(data), json.dumps(options))
+    found = cpu.side_by_side({"ours": (sys.executable, "our_job.py", *words)}, 1)["ours"]
+    assert found.rate > 0 and 100 < found.peak_mb < 5000
+    assert (found.gflops is None) == (job not in ("sft", "reward", "dpo"))

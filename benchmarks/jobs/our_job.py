@@ -16,9 +16,10 @@ import torch
 from protocol import serve
 
 from prefloop.configs.shared import EngineConfig, OptimConfig
+from prefloop.data.forest import tree_tokens
 from prefloop.data.jsonl import text_completion
 from prefloop.data.trees import Encoder, answer_tree, preference_trees, with_fields
-from prefloop.engine.build import build_encoder, build_learner, build_sampler, load, use_threads
+from prefloop.engine.build import build_encoder, build_learner, build_sampler, build_scorer, load, use_threads
 from prefloop.engine.reference import FIELD
 from prefloop.engine.verbs import Request
 from prefloop.models.heads import reward_head
@@ -26,6 +27,7 @@ from prefloop.stages.sampling import sample_groups
 from prefloop.types import Message, Preference, Prompt, Sampling, Tree
 
 OPTIONS: dict[str, Any] = {}
+Step = Callable[[], dict[str, float]]
 
 
 def main() -> None:
@@ -39,14 +41,14 @@ def main() -> None:
     serve({"decode": decoding}.get(job, training)(job, loaded, engine, data))
 
 
-def training(job: str, loaded: Any, engine: EngineConfig, data: str) -> Callable[[], float]:
+def training(job: str, loaded: Any, engine: EngineConfig, data: str) -> Step:
     encoder = build_encoder(loaded)
     rows = [json.loads(line) for line in Path(data).read_text(encoding="utf-8").split("\n") if line]
     head = reward_head(loaded.model.config.hidden_size, 0) if job == "reward" else None
     learner = build_learner(loaded, engine, OptimConfig(lr=1e-6), head=head)
     prompts = [Prompt(id=str(i), messages=tuple(Message(**m) for m in row["prompt"])) for i, row in enumerate(rows)]
     if job in ("grpo", "rloo"):
-        return _grouped(job, learner, loaded, encoder, prompts)
+        return _grouped(job, learner, loaded, engine, encoder, prompts)
     pairs = [
         Preference(
             prompt=prompt,
@@ -63,15 +65,25 @@ def training(job: str, loaded: Any, engine: EngineConfig, data: str) -> Callable
     batches = itertools.cycle([trees[i : i + OPTIONS["batch"]] for i in range(0, len(trees), OPTIONS["batch"])])
     loss = {"sft": "sft", "reward": "bradley_terry", "dpo": "dpo"}[job]
 
-    def step() -> float:
+    def step() -> dict[str, float]:
         batch = next(batches)
+        passes = [3]
         if job == "dpo":
             batch = _with_reference(learner, batch)
+            passes.append(1)
         learner.forward_backward(batch, loss, {"beta": 0.1} if job == "dpo" else {})
         learner.optim_step(1e-6, 1e-6)
-        return len(batch)
+        return {"units": len(batch), "gflop": sum(passes) * gflop(loaded, batch, head=job != "reward")}
 
     return step
+
+
+def gflop(loaded: Any, trees: list[Tree], head: bool) -> float:
+    """Of the matrix products of one forward pass; a backward pass is two more."""
+    decoder, unembedding = loaded.model.get_decoder(), loaded.model.get_output_embeddings().weight.numel()
+    trunk = sum(p.numel() for p in decoder.parameters()) - unembedding
+    read = sum(len(node.tokens) for tree in trees for node in tree.nodes if "weight" in node.fields)
+    return 2e-9 * (trunk * sum(map(tree_tokens, trees)) + head * unembedding * read)
 
 
 def _with_reference(learner: Any, trees: list[Tree]) -> list[Tree]:
@@ -83,7 +95,9 @@ def _with_reference(learner: Any, trees: list[Tree]) -> list[Tree]:
     ]
 
 
-def _grouped(job: str, learner: Any, loaded: Any, encoder: Encoder, prompts: list[Prompt]) -> Callable[[], float]:
+def _grouped(
+    job: str, learner: Any, loaded: Any, engine: EngineConfig, encoder: Encoder, prompts: list[Prompt]
+) -> Step:
     sampler = build_sampler(loaded, "bench")
     group = OPTIONS["group"]
     samplings = [Sampling(max_tokens=OPTIONS["new_tokens"])] * group
@@ -91,7 +105,9 @@ def _grouped(job: str, learner: Any, loaded: Any, encoder: Encoder, prompts: lis
     turns = itertools.count()
     batches = itertools.cycle([prompts[i : i + each] for i in range(0, len(prompts), each)])
 
-    def step() -> float:
+    reference = build_scorer(load(sys.argv[2], engine), engine) if job == "rloo" else None
+
+    def step() -> dict[str, float]:
         chosen = next(batches)
         sampler.load(learner.publish())
         groups = sample_groups(sampler, encoder, chosen, samplings=samplings, seed=(next(turns),))
@@ -107,16 +123,16 @@ def _grouped(job: str, learner: Any, loaded: Any, encoder: Encoder, prompts: lis
                 for node, (answer, advantage) in enumerate(zip(answers, advantages, strict=True), 1)
             }
             trees.append(with_fields(answer_tree(prompt, answers, encoder), columns))
-        if job == "rloo":
-            learner.forward(trees, {"logprobs"})  # the reference, which its leash reads
+        if reference is not None:  # what the stage's leash reads, though the advantages here are without it
+            learner.forward(trees, {"logprobs", "entropy"}, reference=reference)
         learner.forward_backward(trees, job, {"clip": 0.2} | ({"kl_coef": 0.0} if job == "grpo" else {}))
         learner.optim_step(1e-6, 1e-6)
-        return OPTIONS["batch"]
+        return {"units": OPTIONS["batch"]}
 
     return step
 
 
-def decoding(job: str, loaded: Any, engine: EngineConfig, data: str) -> Callable[[], float]:
+def decoding(job: str, loaded: Any, engine: EngineConfig, data: str) -> Step:
     """`rows` prompts of `prompt_tokens` tokens, `group` answers each, all of `new_tokens` tokens; units are tokens."""
     sampler = build_sampler(loaded, "bench")
     sampler.stops = frozenset()
@@ -129,13 +145,13 @@ def decoding(job: str, loaded: Any, engine: EngineConfig, data: str) -> Callable
     sampling = Sampling(max_tokens=OPTIONS["new_tokens"])
     seeds = itertools.count()
 
-    def step() -> float:
+    def step() -> dict[str, float]:
         requests = [
             Request(id=f"{i}/{k}", prompt_id=str(i), tokens=prompt, sampling=sampling, seed=next(seeds))
             for i, prompt in enumerate(prompts)
             for k in range(OPTIONS["group"])
         ]
-        return sum(len(completion.tokens) for completion in sampler.generate(requests))
+        return {"units": sum(len(completion.tokens) for completion in sampler.generate(requests))}
 
     return step
 

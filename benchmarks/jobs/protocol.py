@@ -4,10 +4,12 @@ Standard library only: it also runs in the environments of other programs.
 """
 
 import json
+import re
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TextIO
 
 
@@ -26,16 +28,23 @@ class Meter:
         return bool(sys.stdin.readline())
 
     def finish(self) -> None:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        self.say(peak_mb=peak / (1024 if sys.platform == "linux" else 2**20))
+        self.say(peak_mb=peak_mb())
 
 
-def serve(step: Callable[[], float]) -> None:
-    """Run `step` whenever the parent asks; it returns the units of work that it did."""
+def peak_mb() -> float:
+    """The most memory that this process has held. Linux counts the parent's into the child's ru_maxrss."""
+    status = Path("/proc/self/status")
+    if status.exists() and (found := re.search(r"VmHWM:\s*(\d+)", status.read_text())):
+        return int(found[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "linux" else 2**20)
+
+
+def serve(step: Callable[[], Mapping[str, float]]) -> None:
+    """Run `step` whenever the parent asks; it returns the `units` of work that it did, and what else it knows."""
     meter = Meter()
     meter.say(ready=1)
     while meter.wanted():
         began = time.perf_counter()
-        units = step()
-        meter.say(units=units, seconds=time.perf_counter() - began)
+        done = step()
+        meter.say(**done, seconds=time.perf_counter() - began)
     meter.finish()

@@ -47,7 +47,7 @@ def main() -> None:
     rows = [json.loads(line) for line in Path(data).read_text(encoding="utf-8").split("\n") if line]
     common = {
         "output_dir": tempfile.mkdtemp(),
-        "bf16": True,
+        "bf16": OPTIONS["dtype"] == "bf16",
         "use_cpu": True,
         "per_device_train_batch_size": OPTIONS["batch"],
         "learning_rate": 1e-6,
@@ -56,7 +56,6 @@ def main() -> None:
         "save_strategy": "no",
         "logging_strategy": "no",
         "disable_tqdm": True,
-        "shuffle_dataset": False,
     }
     if OPTIONS["setting"] == "best":
         common["gradient_checkpointing"] = False
@@ -70,7 +69,12 @@ def trainer(job, model, rows, common, callbacks):
         from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
         config, make = (GRPOConfig, GRPOTrainer) if job == "grpo" else (RLOOConfig, RLOOTrainer)
-        args = config(**common, num_generations=OPTIONS["group"], max_completion_length=OPTIONS["new_tokens"])
+        args = config(
+            **common,
+            shuffle_dataset=False,
+            num_generations=OPTIONS["group"],
+            max_completion_length=OPTIONS["new_tokens"],
+        )
         prompts = Dataset.from_list([{"prompt": row["prompt"]} for row in rows])
         return make(
             model=model,
@@ -79,7 +83,7 @@ def trainer(job, model, rows, common, callbacks):
             callbacks=callbacks,
             reward_funcs=lambda completions, **_: [float(len(c[0]["content"])) for c in completions],
         )
-    common = {key: value for key, value in common.items() if key != "shuffle_dataset"}
+    common["train_sampling_strategy"] = "sequential"
     if job == "sft":
         from trl import SFTConfig, SFTTrainer
 

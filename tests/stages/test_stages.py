@@ -17,19 +17,25 @@ from prefloop.configs.collect import CollectConfig, LabelConfig
 from prefloop.configs.direct import DirectConfig
 from prefloop.configs.evaluate import EvaluateConfig
 from prefloop.configs.group import GroupConfig
+from prefloop.configs.pipeline import RecipeConfig
 from prefloop.configs.ppo import PPOConfig
 from prefloop.configs.reward import RewardConfig
 from prefloop.configs.rollout import KLConfig
 from prefloop.configs.sft import SFTConfig
 from prefloop.configs.shared import EngineConfig, LoraConfig, OptimConfig
-from prefloop.data.heldout import split
+from prefloop.data.heldout import shuffled, split
 from prefloop.data.jsonl import read_preferences, text_completion, write_jsonl
-from prefloop.engine.build import build_encoder, build_learner, load
+from prefloop.data.trees import preference_trees
+from prefloop.engine.build import build_encoder, build_learner, build_scorer, load
+from prefloop.engine.reference import with_reference
 from prefloop.engine.schedule import derived_seed
+from prefloop.evals.report import build_report
 from prefloop.models.checkpoint import read_checkpoint
 from prefloop.models.heads import reward_head
+from prefloop.models.load import LoadedModel
+from prefloop.models.tiny import tiny_model, tiny_tokenizer
 from prefloop.rewards.learned import LearnedReward
-from prefloop.stages import collect, direct, evaluate, group, label, ppo, reward, rollouts, sft
+from prefloop.stages import collect, direct, evaluate, group, label, pipeline, ppo, reward, rollouts, sft
 from prefloop.types import (
     Comparison,
     Completion,
@@ -96,6 +102,7 @@ def _workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "toy_rewards", raising=False)
+    monkeypatch.setenv("PREFLOOP_HOME", str(tmp_path / "home"))
     Path("toy_rewards.py").write_text(TOY)
 
 
@@ -314,11 +321,11 @@ def test_shuffling_leaves_nothing_of_a_prompts_labels() -> None:
     ]
     ties = [dataclasses.replace(pair(asked(0, "train"), f"as good {k}", f"{k} as good"), target=0.5) for k in range(9)]
     made += ties
-    training = reward.shuffled(made, seed=0)
+    training = shuffled(made, seed=0)
     left = {i: sum(p.target or 0 for p in training if p.prompt.id == asked(i, "train").id) for i in sizes}
     assert left[0] == 5 + 9 / 2 and left[1] in (2, 3) and left[2] == 1 and left[3] == 3
     assert [p.items for p in training] == [p.items for p in made]
-    assert training == reward.shuffled(made, seed=0) != reward.shuffled(made, seed=1) != made
+    assert training == shuffled(made, seed=0) != shuffled(made, seed=1) != made
 
 
 def test_rankings_are_measured_by_their_pairs() -> None:
@@ -451,9 +458,8 @@ def marked_direct(out: str, **rest: Any) -> DirectConfig:
 
 
 @pytest.mark.parametrize("lora", [None, LoraConfig(rank=8)], ids=["whole", "lora"])
-def test_dpo_learns_a_preference(lora: LoraConfig | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dpo_learns_a_preference(lora: LoraConfig | None, tmp_path: Path) -> None:
     write_marked_preferences(160)
-    monkeypatch.setenv("PREFLOOP_HOME", str(tmp_path / "home"))
     optim = OptimConfig(lr=1e-2 if lora else 1e-3)
     result = direct.run(marked_direct("dpo", lora=lora, optim=optim))
     rows = metrics("dpo")
@@ -466,6 +472,85 @@ def test_dpo_learns_a_preference(lora: LoraConfig | None, tmp_path: Path, monkey
     assert kept == list((tmp_path / "home" / "reference").iterdir()) and len(kept) == 2
     assert [r["loss/train"] for r in metrics("again")] == [r["loss/train"] for r in rows]
     assert again["accuracy"] == result["accuracy"]
+
+
+def test_dpo_learns_nothing_from_shuffled_labels() -> None:
+    write_marked_preferences(160)
+    found = [direct.run(marked_direct(f"s{i}", shuffle_labels=True, seed=i, epochs=1))["accuracy"] for i in range(5)]
+    assert 0.3 < sum(found) / len(found) < 0.7
+
+
+def test_reference_log_probs_are_kept_for_one_model_and_one_set_of_trees() -> None:
+    write_marked_preferences(6)
+    found = {}
+    for name in ("first", "second"):
+        model = tiny_model(1 if name == "second" else 0)
+        source = LoadedModel(model, tiny_tokenizer(), "tiny", "")
+        trees = preference_trees(read_preferences("marked.jsonl"), build_encoder(source))
+        scorer = build_scorer(source, ENGINE)
+        for again in (False, True):
+            made = with_reference(scorer, trees)
+            found[name, again] = [tree.nodes[1].fields["reference_logprobs"] for tree in made]
+        read = scorer.forward(trees, {"logprobs"})
+        assert found[name, False] == found[name, True] == [tuple(r.logprobs[1].tolist()) for r in read]
+        with_reference(scorer, trees[:-1])
+    assert found["first", True] != found["second", True]
+    assert len(list(Path("home", "reference").iterdir())) == 4
+
+
+def test_dpo_takes_margins() -> None:
+    write_marked_preferences(12)
+    made = [dataclasses.replace(p, margin=1.0) for p in read_preferences("marked.jsonl")]
+    write_jsonl("marked.jsonl", made)
+    direct.run(marked_direct("margins", epochs=1))
+    assert metrics("margins")[0]["loss/train"] == pytest.approx(np.log1p(np.e), rel=1e-4)
+
+
+@pytest.mark.parametrize("stage", [direct, reward])
+def test_held_out_labels_that_prefer_nothing_are_told_before_training(stage: Any) -> None:
+    made = [pair(asked(i, "train"), "good", "bad") for i in range(6)]
+    tie = dataclasses.replace(pair(asked(9, "dev"), "good", "bad"), target=0.5)
+    write_jsonl("marked.jsonl", [*made, tie])
+    config = marked_direct("tied") if stage is direct else marked_config("tied")
+    with pytest.raises(PrefloopError, match="None of 1 held-out comparisons prefers an answer"):
+        stage.run(config)
+    assert not Path("tied", "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize("method", ["group", "direct"])
+def test_a_recipe_may_train_by_another_method_and_its_control_follows(method: str) -> None:
+    write_prompts(3)
+    write_jsonl(
+        "demonstrations.jsonl",
+        [Demonstration(id=f"d{i}", prompt=asked(i, "train"), completion="A thing.") for i in range(3)],
+    )
+    common = {"prompts": "prompts.jsonl", "max_tokens": 6}
+    stages = ("sft", "collect", "label", *(("reward",) if method == "group" else ()), method, "evaluate")
+    recipe = RecipeConfig(
+        name="r",
+        model="tiny",
+        stages=stages,
+        controls=True,
+        engine=ENGINE,
+        sft={"demonstrations": "demonstrations.jsonl", "epochs": 1},
+        collect={**common, "temperatures": [1.0, 1.5], "samples": 2},
+        label={"pairs": 4},
+        group={**common, "steps": 2, "prompts_per_step": 3, "group": 2},
+        evaluate={**common, "samples": 1},
+    )
+    report = pipeline.run(recipe)
+    control = Path("runs/r/control")
+    assert {p.name for p in control.iterdir()} == set(stages) - {"sft", "collect", "label"}
+    config = json.loads((control / (method if method == "direct" else "reward") / "config.json").read_text())
+    assert config["shuffle_labels"] is True
+    assert json.loads((control / "evaluate" / "config.json").read_text())["policy"] == f"runs/r/control/{method}"
+    assert json.loads(Path("runs/r/evaluate/config.json").read_text())["policy"] == f"runs/r/{method}"
+    assert (report["kl_last_third"] is not None) == (method == "group") and report["control_shuffled_labels"]
+    leftover = Path("runs/r/ppo")
+    leftover.mkdir()
+    (leftover / "config.json").write_text('{"kl": {"controller": "adaptive", "target": 9.0}}')
+    (leftover / "metrics.jsonl").touch()
+    assert build_report(Path("runs/r"))["kl_target"] is None
 
 
 def test_an_interrupted_dpo_run_continues_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:

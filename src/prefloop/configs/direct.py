@@ -26,6 +26,8 @@ class DirectConfig(Config):
     """Train adapters; the reference is then the same model with the adapter off."""
     heldout: float = Field(default=0.15, gt=0, lt=1)
     """Share of prompts held out when the preferences carry no dev split."""
+    shuffle_labels: bool = False
+    """Negative control: flip half of each prompt's training targets, so that on the whole they say nothing."""
     engine: EngineConfig = EngineConfig()
     """Precision, threads, micro-batches."""
     save_every: int = Field(default=100, ge=1)

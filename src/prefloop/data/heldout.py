@@ -13,7 +13,7 @@ from prefloop.types import Completion, Preference, PrefloopError, Prompt
 
 def split(preferences: Sequence[Preference], share: float, seed: int) -> tuple[list[Preference], list[Preference]]:
     """Training and held-out preferences, no prompt in both: held out is the dev split where there is one, else a seeded
-    share of the prompts. Raises PrefloopError when either would be empty."""
+    share of the prompts. Raises PrefloopError when either would be empty, or nothing held out prefers an answer."""
     ids = sorted({p.prompt.id for p in preferences})
     dev = {p.prompt.id for p in preferences if p.prompt.split == "dev"}
     rng = np.random.Generator(np.random.Philox(seed))
@@ -24,6 +24,9 @@ def split(preferences: Sequence[Preference], share: float, seed: int) -> tuple[l
         raise PrefloopError(
             f"{len(ids)} prompt(s) with comparisons cannot be split into training and held-out ones; collect more."
         )
+    pairs = [pair for preference in heldout for pair in as_pairs(preference)]
+    if not any(pair.target != 0.5 and pair.items[0].text != pair.items[1].text for pair in pairs):
+        raise PrefloopError(f"None of {len(pairs)} held-out comparisons prefers an answer; collect more labels.")
     return training, heldout
 
 
@@ -41,3 +44,26 @@ def by_prompt(items: Sequence[tuple[Prompt, Completion]]) -> dict[str, tuple[Pro
     for prompt, item in {(prompt.id, item.id): (prompt, item) for prompt, item in items}.values():
         answers.setdefault(prompt.id, (prompt, []))[1].append(item)
     return answers
+
+
+def shuffled(preferences: Sequence[Preference], seed: int) -> list[Preference]:
+    """Half of each prompt's targets flipped (of an odd number, the odd one by a coin), ties aside. Coins alone would
+    leave more that by chance agrees with the annotators, or disagrees."""
+    chance = np.random.Generator(np.random.Philox(seed))
+    places: dict[str, list[int]] = {}
+    for place, preference in enumerate(preferences):
+        if preference.target != 0.5:
+            places.setdefault(preference.prompt.id, []).append(place)
+    made = list(preferences)
+    for own in places.values():
+        for place in chance.permutation(own)[: (len(own) + int(chance.integers(2))) // 2]:
+            made[place] = _flipped(made[place])
+    return made
+
+
+def _flipped(preference: Preference) -> Preference:
+    if preference.ranking is not None:
+        worst = max(preference.ranking)
+        return dataclasses.replace(preference, ranking=tuple(worst - rank for rank in preference.ranking))
+    target = 1.0 if preference.target is None else preference.target
+    return dataclasses.replace(preference, target=1.0 - target)

@@ -219,7 +219,8 @@ class _Cut:
         tokens = [starts[piece.nodes[s.node]] + offset for s in forest.spans for offset in range(s.stop - s.start)]
         leaves = {node: index for index, (_, node) in enumerate(whole.branches)}
         branches = [leaves[piece.nodes[node]] for _, node in forest.branches]
-        return cls(forest, torch.tensor(tokens, device=device), torch.tensor(branches, device=device))
+        places = (torch.tensor(found, dtype=torch.long, device=device) for found in (tokens, branches))
+        return cls(forest, *places)
 
     def columns(self, out: Outputs) -> list[tuple[str, Tensor, Tensor]]:
         """What an output holds: its name, its values, and their places in the whole."""

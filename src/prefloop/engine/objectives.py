@@ -64,8 +64,10 @@ def dpo(out: Outputs, forest: Forest, totals: Totals, *, beta: float) -> LossOut
     made = _preferred(beta * log_ratios, forest, totals)
     pairs, found = forest.pairs, log_ratios.detach()
     share = pairs.weight / totals.pairs
+    apart = (out.need("logprobs").detach() - forest.field("reference_logprobs")).abs()
     metrics = {
         "logratio/chosen": (share * (pairs.target * found[pairs.a] + (1 - pairs.target) * found[pairs.b])).sum(),
+        "logratio/token": masked_sum(apart, forest.field("weight")) / totals.tokens,
         "logratio/rejected": (share * (pairs.target * found[pairs.b] + (1 - pairs.target) * found[pairs.a])).sum(),
     }
     return LossOut(made.loss, {**made.metrics, **metrics})
@@ -112,10 +114,12 @@ def grpo(out: Outputs, forest: Forest, totals: Totals, *, clip: float, kl_coef: 
 def rloo(out: Outputs, forest: Forest, totals: Totals, *, clip: float) -> LossOut:
     """Clipped policy loss with one ratio a response, the mean over responses (Ahmadian et al. 2024, arXiv 2402.14740,
     eq. 7, whose one update a rollout has no ratio). The leash is in the advantages."""
-    logprobs, _mask = out.need("logprobs"), forest.field("weight")
-    whole, old = forest.per_branch(logprobs), forest.per_branch(_old(logprobs, forest))
-    advantages = forest.per_branch(forest.field("advantages")) / _lengths(forest)
-    policy = losses.ppo_policy(whole, old, advantages, torch.ones_like(whole), clip=clip)
+    logprobs, mask = out.need("logprobs"), forest.field("weight")
+    lengths = _lengths(forest)
+    advantages = forest.per_branch(forest.field("advantages") * mask) / lengths.clamp(min=1e-9)
+    log_ratio = forest.per_branch(logprobs - _old(logprobs, forest))
+    live = lengths > 0
+    policy = losses.ppo_policy(log_ratio, torch.zeros_like(log_ratio), advantages, live, clip=clip)
     metrics = _policy_metrics(policy, totals.branches) | _gap(logprobs, forest, totals)
     return LossOut(policy.loss / totals.branches, metrics)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from importlib.metadata import version
 from itertools import accumulate, pairwise
 
 import numpy as np
@@ -21,7 +22,7 @@ FIELD = "reference_logprobs"
 def with_reference(scorer: LocalScorer, trees: Sequence[Tree]) -> list[Tree]:
     """The trees with the field reference_logprobs (nats, 0 where a token is not read), by the scorer as it is now.
 
-    Kept under $PREFLOOP_HOME by a hash of the scorer's weights and of the trees.
+    Kept under $PREFLOOP_HOME by a hash of the model, of the libraries' versions and of the trees.
     """
     file = cache_folder() / "reference" / f"{_identity(scorer, trees)}.f32"
     sizes = [len(node.tokens) for tree in trees for node in tree.nodes]
@@ -42,6 +43,8 @@ def with_reference(scorer: LocalScorer, trees: Sequence[Tree]) -> list[Tree]:
 
 def _identity(scorer: LocalScorer, trees: Sequence[Tree]) -> str:
     digest = hashlib.blake2b(digest_size=20)
+    versions = [version(name) for name in ("prefloop", "torch", "transformers")]
+    digest.update(repr((scorer.loaded.model.config.to_json_string(), str(scorer.device), versions)).encode())
     for name, weight in sorted(scorer.model.state_dict().items()):
         digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
         digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy())

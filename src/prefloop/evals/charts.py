@@ -60,9 +60,10 @@ _STYLE: dict[Any, Any] = {
 
 
 def loop_chart(rows: Sequence[Mapping[str, float]], *, kl_target: float | None, simulated: bool, width: float) -> str:
-    """Reward-model score, KL with its target band, KL coefficient and preference over PPO steps; `width` in inches.
+    """Reward-model score, KL with its target band, KL coefficient and preference over steps; `width` in inches.
 
-    rows: metrics.jsonl lines of PPO. A series that was not logged leaves its panel out. Empty text when none was.
+    rows: metrics.jsonl lines of a stage with rollouts. A series that was not logged leaves its panel out. Empty text
+    when none was.
     """
     panels: list[tuple[str, str, float]] = [
         ("reward/score", "Reward-model score (stds within prompts)", 3.0),
@@ -81,11 +82,11 @@ def loop_chart(rows: Sequence[Mapping[str, float]], *, kl_target: float | None, 
         for axes, (name, title, _) in zip(grid[:, 0], drawn, strict=True):
             axes.set_title(title)
             _PANELS[name](axes, [step for step, _ in series[name]], [value for _, value in series[name]], kl_target)
-        grid[-1, 0].set_xlabel("PPO step")
+        grid[-1, 0].set_xlabel("step")
         grid[-1, 0].xaxis.set_major_locator(MaxNLocator(integer=True))
         return _svg(
             figure,
-            "Reward-model score, KL to the reference, its coefficient and preference over PPO steps",
+            "Reward-model score, KL to the reference, its coefficient and preference over steps",
             f"loop{width}",
         )
 

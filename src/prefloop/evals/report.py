@@ -8,7 +8,7 @@ import json
 import random
 import unicodedata
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,8 @@ from prefloop.evals.reward_model import HeldoutPair, ReliabilityBin, RewardRepor
 from prefloop.evals.winrate import SliceRate, outcome, summarize
 from prefloop.types import PrefloopError
 
-_CONTROL = ("control/reward", "control/ppo", "control/evaluate")
+_ONLINE = ("ppo", "group")
+_CONTROL = tuple(f"control/{name}" for name in ("reward", *_ONLINE, "direct", "evaluate"))
 _SHOWN_SAMPLES = 10
 _OUTCOMES = {1.0: "win", 0.5: "tie", 0.0: "loss"}
 EVALUATED = (
@@ -112,9 +113,19 @@ def _figures(
     }
 
 
+def online_stage(evaluated: Mapping[str, Any] | None, present: Container[str]) -> str | None:
+    """The stage whose rollouts tell of the policy that was evaluated; None when that came by another way.
+
+    evaluated: the evaluation's configuration, None before there is one; present: names of the stages that are there.
+    """
+    if evaluated is not None:
+        name = Path(evaluated["policy"]).name
+        return name if name in _ONLINE and name in present else None
+    return next((name for name in _ONLINE if name in present), None)
+
+
 def _online(stages: Mapping[str, _Stage]) -> str | None:
-    """The stage whose rollouts the page shows."""
-    return next((name for name in ("ppo", "group") if name in stages), None)
+    return online_stage(stages["evaluate"].config if "evaluate" in stages else None, stages)
 
 
 def _seconds(stages: Mapping[str, _Stage]) -> dict[str, float]:

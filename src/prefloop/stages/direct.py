@@ -8,14 +8,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from prefloop.configs.direct import DirectConfig
-from prefloop.data.heldout import by_prompt, split
+from prefloop.data.heldout import by_prompt, shuffled, split
 from prefloop.data.sources import load_preferences
 from prefloop.data.trees import answer_tree, preference_trees
-from prefloop.engine.build import build_encoder, build_learner, load, resolve_checkpoint, use_threads
+from prefloop.engine.build import build_encoder, build_learner, compute_dtype, load, resolve_checkpoint, use_threads
 from prefloop.engine.reference import with_reference
 from prefloop.engine.schedule import derived_seed, rate, take
 from prefloop.run import Run, progress
 from prefloop.stages.measuring import heldout_figures
+from prefloop.stages.rollouts import GAP
 from prefloop.stages.saving import resume, save_final, save_step
 from prefloop.types import PrefloopError
 
@@ -32,6 +33,8 @@ def run(config: DirectConfig) -> Mapping[str, Any]:
         encoder = build_encoder(loaded)
         known = load_preferences(config.preferences)
         training, heldout = split(known, config.heldout, derived_seed(config.seed, "heldout"))
+        if config.shuffle_labels:
+            training = shuffled(training, derived_seed(config.seed, "shuffle"))
         answers = by_prompt([(p.prompt, item) for p in heldout for item in p.items])
         measured = [answer_tree(prompt, items, encoder) for prompt, items in answers.values()]
         learner = build_learner(loaded, config.engine, config.optim, lora=config.lora, seed=config.seed)
@@ -47,9 +50,10 @@ def run(config: DirectConfig) -> Mapping[str, Any]:
                 done = step * config.batch
                 batch = take(trees, done, min(config.batch, examples - done), config.seed)
                 metrics = learner.forward_backward(batch, "dpo", {"beta": config.beta})
-                if step == 0 and abs(metrics["loss/train"] - math.log(2)) > 1e-3:
+                if step == 0 and (apart := metrics["logratio/token"]) > GAP[compute_dtype(config.engine)]:
                     raise PrefloopError(
-                        f"The first loss is {metrics['loss/train']:.4f}, not log 2: policy and reference differ."
+                        f"Policy and reference differ by {apart:.4f} nats a token before the first update: the kept "
+                        "reference log-probs are not this model's; remove them."
                     )
                 factor = rate(config.optim, step, total)
                 metrics |= learner.optim_step(config.optim.lr * factor, config.optim.head_lr * factor)

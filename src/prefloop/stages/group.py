@@ -38,6 +38,7 @@ from prefloop.stages.rollouts import (
     read_policy,
     record,
     sampled_logprobs,
+    sampler_gap,
     shaped_scores,
 )
 from prefloop.stages.sampling import sample_groups
@@ -87,6 +88,7 @@ def run(config: GroupConfig) -> Mapping[str, Any]:
                 if leashed or updates_per_step > 1:
                     readings = read_policy(learner, reference, trees, parts, set(), config.temperature)
                 rollouts = gather(chosen, groups, scores, readings)
+                gap = sampler_gap(rollouts) if readings else None
                 check_start(rollouts, step)
                 trees = with_advantages(trees, rollouts, kl.coef, config)
                 scored = time.perf_counter()
@@ -97,11 +99,11 @@ def run(config: GroupConfig) -> Mapping[str, Any]:
                     params = {"clip": config.clip, "temperature": config.temperature}
                     params |= {"kl_coef": kl.coef} if config.method == "grpo" else {}
                     made = learner.forward_backward(batch, config.method, params)
-                    gap = made.pop("sampler/logprob_gap")
-                    if update == 0:
-                        check_first_ratio(made, update, run)
-                        check_gap(gap, step, config.engine)
-                        metrics["sampler/logprob_gap"] = gap
+                    seen = made.pop("sampler/logprob_gap")
+                    gap = seen if gap is None else gap  # with a lone update, that saw all that was sampled
+                    metrics["sampler/logprob_gap"] = gap
+                    check_gap(gap, step, config.engine)
+                    check_first_ratio(made, update, run)
                     factor = rate(config.optim, step * updates_per_step + update, config.steps * updates_per_step)
                     made |= learner.optim_step(config.optim.lr * factor, config.optim.head_lr * factor)
                     for name, value in made.items():

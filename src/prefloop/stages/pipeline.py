@@ -31,7 +31,7 @@ def run(recipe: RecipeConfig) -> Mapping[str, Any]:
         _announce(recipe, stage)
         run_stage(recipe, stage)
     if recipe.controls:
-        for stage in ("reward", "ppo", "evaluate"):
+        for stage in control_stages(recipe):
             _announce(recipe, f"control/{stage}")
             run_control(recipe, stage)
     root = Path("runs") / recipe.name
@@ -52,7 +52,6 @@ def inputs(recipe: RecipeConfig, stage: str) -> dict[str, Any]:
 
     start = of("sft") if "sft" in recipe.stages else recipe.model
     answers = of("collect") if "collect" in recipe.stages else ""
-    trained = next((name for name in reversed(recipe.stages) if name in ("ppo", "group", "direct")), "ppo")
     found: dict[str, dict[str, Any]] = {
         "sft": {},
         "collect": {"models": (start,)},
@@ -61,21 +60,36 @@ def inputs(recipe: RecipeConfig, stage: str) -> dict[str, Any]:
         "ppo": {"policy": start, "reward": of("reward"), "baseline": answers},
         "group": {"policy": start, "reward": of("reward"), "baseline": answers},
         "direct": {"policy": start, "preferences": of("label")},
-        "evaluate": {"policy": of(trained), "baselines": (start, recipe.model) if start != recipe.model else (start,)},
+        "evaluate": {
+            "policy": of(trained(recipe)),
+            "baselines": (start, recipe.model) if start != recipe.model else (start,),
+        },
     }
     return found[stage]
 
 
+def trained(recipe: RecipeConfig) -> str:
+    """The last stage of the recipe that trains a policy on preferences."""
+    return next((name for name in reversed(recipe.stages) if name in ("ppo", "group", "direct")), "ppo")
+
+
+def control_stages(recipe: RecipeConfig) -> tuple[str, ...]:
+    """The stages that the negative control repeats: from the one that learns the labels on."""
+    method = trained(recipe)
+    return (method, "evaluate") if method == "direct" else ("reward", method, "evaluate")
+
+
 def run_control(recipe: RecipeConfig, stage: str) -> Mapping[str, Any]:
-    """The negative control: the same recipe with a reward model that was trained on shuffled labels."""
+    """The negative control: the same recipe, its labels shuffled where they are learned."""
     config: Any = stage_config(recipe, stage, **inputs(recipe, stage))
-    changed: dict[str, Any] = {"out": f"runs/{recipe.name}/control/{stage}"}
-    if stage == "reward":
+    control = f"runs/{recipe.name}/control"
+    changed: dict[str, Any] = {"out": f"{control}/{stage}"}
+    if stage == control_stages(recipe)[0]:
         changed["shuffle_labels"] = True
-    if stage == "ppo":
-        changed["reward"] = f"runs/{recipe.name}/control/reward"
-    if stage == "evaluate":
-        changed |= {"policy": f"runs/{recipe.name}/control/ppo", "baselines": config.baselines[:1]}
+    elif stage == "evaluate":
+        changed |= {"policy": f"{control}/{trained(recipe)}", "baselines": config.baselines[:1]}
+    else:
+        changed["reward"] = f"{control}/reward"
     return RUNS[stage](config.model_copy(update=changed))
 
 

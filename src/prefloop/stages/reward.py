@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from prefloop.configs.reward import RewardConfig
-from prefloop.data.heldout import by_prompt, split
+from prefloop.data.heldout import by_prompt, shuffled, split
 from prefloop.data.sources import load_preferences
 from prefloop.data.trees import Encoder, answer_tree, preference_trees
 from prefloop.engine.build import build_encoder, build_learner, load, resolve_checkpoint, use_threads
@@ -85,29 +84,6 @@ def run(config: RewardConfig) -> Mapping[str, Any]:
                 "labels_shuffled": config.shuffle_labels,
             }
         )
-
-
-def shuffled(preferences: Sequence[Preference], seed: int) -> list[Preference]:
-    """Half of each prompt's targets flipped (of an odd number, the odd one by a coin), ties aside. Coins alone would
-    leave more that by chance agrees with the annotators, or disagrees."""
-    chance = np.random.Generator(np.random.Philox(seed))
-    places: dict[str, list[int]] = {}
-    for place, preference in enumerate(preferences):
-        if preference.target != 0.5:
-            places.setdefault(preference.prompt.id, []).append(place)
-    made = list(preferences)
-    for own in places.values():
-        for place in chance.permutation(own)[: (len(own) + int(chance.integers(2))) // 2]:
-            made[place] = _flipped(made[place])
-    return made
-
-
-def _flipped(preference: Preference) -> Preference:
-    if preference.ranking is not None:
-        worst = max(preference.ranking)
-        return dataclasses.replace(preference, ranking=tuple(worst - rank for rank in preference.ranking))
-    target = 1.0 if preference.target is None else preference.target
-    return dataclasses.replace(preference, target=1.0 - target)
 
 
 def centre(
