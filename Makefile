@@ -1,10 +1,12 @@
-# make setup | quickstart [SEED=n] [CONTROLS=1] | check | test | bench | soak
+# make setup | quickstart [SEED=n] [CONTROLS=1] | check | test | bench DATA=file [QUICK=1] | soak
 
 PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(if $(shell command -v $(p)),$(p))))
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+TRL := .venv-trl
 SEED ?= 0
+export DATA QUICK
 CONTROLS ?= 0
 
 # Where Linux has no NVIDIA driver, torch's CPU build is added to what pip may choose from. pip prefers "2.13.0+cpu" to
@@ -49,8 +51,15 @@ test: setup
 	@command -v nvidia-smi >/dev/null || echo "Not run: anything on a GPU (none here)."
 	@echo "Not run: make bench, make soak (long)."
 
-bench: setup
-	$(BIN)/python benchmarks/cpu.py
+# DATA=comparisons.jsonl [QUICK=1]. TRL runs in an environment of its own, made on first use.
+bench: setup $(TRL)/.installed
+	$(BIN)/python benchmarks/cpu.py --trl $(TRL)/bin/python
+
+$(TRL)/.installed: constraints.txt
+	test -x $(TRL)/bin/python || $(PYTHON) -m venv $(TRL)
+	$(TRL)/bin/python -m pip install --quiet --no-deps --retries 1 -c constraints.txt torch $(TORCH_INDEX)
+	$(TRL)/bin/python -m pip install --quiet -c constraints.txt trl==1.16.0
+	@touch $@
 
 soak: setup
 	for fault in benchmarks/faults/*.py; do $(BIN)/python "$$fault" || exit 1; done

@@ -150,7 +150,8 @@ def commands(job: str, options: argparse.Namespace, model: str, data: str, dtype
     known: dict[str, Any] = {"dtype": dtype, "threads": options.threads, "new_tokens": 48, "max_length": LONGEST}
     if job in DECODE:
         known |= DECODE[job] | {"prompt_tokens": 64}
-        return {"ours": (sys.executable, "our_job.py", "decode", model, data, json.dumps(known))}
+        words = ("decode", model, data, json.dumps(known))
+        return {"ours": (sys.executable, "our_job.py", *words), "generate": (sys.executable, "generate_job.py", *words)}
     grouped = job in ("grpo", "rloo")
     known |= {"batch": 32 if grouped else BATCH, "group": 8, "new_tokens": 64}
     found: dict[str, Sequence[str]] = {"ours": (sys.executable, "our_job.py", job, model, data, json.dumps(known))}
