@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -18,13 +18,14 @@ from prefloop.engine.local import LocalLearner
 from prefloop.engine.schedule import derived_seed, rate, take
 from prefloop.evals.reward_model import HeldoutPair, measure
 from prefloop.models.heads import reward_head
-from prefloop.ops.statistics import pooled_std
+from prefloop.ops.statistics import calibration_slope, pooled_std
 from prefloop.rewards.rubric import rubric
 from prefloop.run import Run, progress
 from prefloop.stages.saving import resume, save_final, save_step
 from prefloop.types import Completion, Preference, PrefloopError, Prompt, to_json
 
-LEAST_SPREAD = 0.4  # logits of preference, among answers to one prompt
+LEAST_SPREAD = 0.25  # confirmed logits of preference, among answers to one prompt
+LEAST_SLOPE = 0.05
 
 
 def run(config: RewardConfig) -> Mapping[str, Any]:
@@ -66,8 +67,10 @@ def run(config: RewardConfig) -> Mapping[str, Any]:
                     save_step(run, learner, step, parent, {})
                 bar.advance(1, f"loss {metrics['loss/train']:.3f}")
 
-        gain, bias = centre(learner, encoder, training, config.reference_samples)
-        figures = _measure(run, learner, encoder, heldout, gain, bias)
+        pairs = _score(learner, encoder, heldout)
+        slope, least = calibration(pairs)
+        gain, bias = centre(learner, encoder, training, config.reference_samples, least)
+        figures = _measure(run, pairs, gain, bias) | {"slope": slope, "slope_low": least}
         details = {"pooling": config.pooling, "gain": gain, "bias": bias}
         checkpoint = save_final(run, learner, total, parent, "reward", details)
         history = [row.values["accuracy/train"] for row in run.metrics()][-(len(trees) // config.batch or 1) :]
@@ -107,7 +110,7 @@ def split(preferences: Sequence[Preference], config: RewardConfig) -> tuple[list
 def as_pairs(preference: Preference) -> list[Preference]:
     """A ranking as its K(K-1)/2 pairs, ties with target 0.5; a pair as it is."""
     return [
-        dataclasses.replace(preference, items=(preference.items[i], preference.items[j]), ranking=None, target=target)
+        replace(preference, items=(preference.items[i], preference.items[j]), ranking=None, target=target)
         for i, j, target in ordered_pairs(preference)
     ]
 
@@ -130,17 +133,20 @@ def _shuffled(preferences: Sequence[Preference], seed: int) -> list[Preference]:
 def _flipped(preference: Preference) -> Preference:
     if preference.ranking is not None:
         worst = max(preference.ranking)
-        return dataclasses.replace(preference, ranking=tuple(worst - rank for rank in preference.ranking))
+        return replace(preference, ranking=tuple(worst - rank for rank in preference.ranking))
     target = 1.0 if preference.target is None else preference.target
-    return dataclasses.replace(preference, target=1.0 - target)
+    return replace(preference, target=1.0 - target)
 
 
 def centre(
-    learner: LocalLearner, encoder: Encoder, preferences: Sequence[Preference], samples: int
+    learner: LocalLearner, encoder: Encoder, preferences: Sequence[Preference], samples: int, slope: float
 ) -> tuple[float, float]:
     """Gain and bias of score = gain * raw + bias: reference samples get mean 0 (Ziegler et al. 2019), and std 1 within
-    prompts: a policy gains by the differences there, so that a KL coefficient means one thing. A std below LEAST_SPREAD
-    counts as that much: the policy shall not chase the noise of a model that learned next to nothing.
+    prompts: a policy gains by the differences there, so that a KL coefficient means one thing.
+
+    `slope`: at least so much of a difference in logits the held-out labels confirm. Where they confirm less than
+    LEAST_SPREAD of that std, scores are that much smaller: a policy shall not chase the noise of a model that learned
+    next to nothing.
 
     The reference samples are answers of the training comparisons, up to four or an even share from each of prompts that
     are evenly spread; only those drawn at temperature 1, if half of the prompts have two of these.
@@ -161,7 +167,8 @@ def centre(
         raise PrefloopError(
             f"The reward model tells none of its {sum(map(len, scores))} reference answers apart; it learned nothing."
         )
-    gain = 1 / max(std, LEAST_SPREAD)
+    confirmed = max(slope, LEAST_SLOPE)
+    gain = 1 / std if confirmed * std >= LEAST_SPREAD else confirmed / LEAST_SPREAD
     return gain, -gain * mean
 
 
@@ -173,22 +180,19 @@ def by_prompt(items: Sequence[tuple[Prompt, Completion]]) -> dict[str, tuple[Pro
     return answers
 
 
-def _measure(
-    run: Run, learner: LocalLearner, encoder: Encoder, heldout: Sequence[Preference], gain: float, bias: float
-) -> dict[str, Any]:
-    """Held-out figures; the scored pairs are the lines of samples.jsonl. The ceiling is the rubric's, for simulated
-    annotators and prompts with checks; null otherwise."""
+def _score(learner: LocalLearner, encoder: Encoder, heldout: Sequence[Preference]) -> list[HeldoutPair]:
+    """Held-out pairs with raw scores. Noise-free scores are the rubric's, for simulated annotators and prompts with
+    checks; else null."""
     pairs = [pair for p in heldout for pair in as_pairs(p) if pair.items[0].text != pair.items[1].text]
     answers = by_prompt([(p.prompt, item) for p in pairs for item in p.items])
     trees = [answer_tree(prompt, items, encoder) for prompt, items in answers.values()]
     scores = {
-        (prompt.id, item.id): gain * reading.scores[1 + place] + bias
+        (prompt.id, item.id): reading.scores[1 + place]
         for (prompt, items), reading in zip(answers.values(), learner.forward(trees, {"scores"}), strict=True)
         for place, item in enumerate(items)
     }
     gold_known = all(p.simulated and p.prompt.checks for p in pairs)
-    (run.path / "samples.jsonl").unlink(missing_ok=True)
-    measured = []
+    made = []
     for preference in pairs:
         a, b = preference.items
         gold = [s.value for s in rubric([preference.prompt] * 2, preference.items)] if gold_known else [None, None]
@@ -202,8 +206,25 @@ def _measure(
             gold_a=gold[0],
             gold_b=gold[1],
         )
-        measured.append(pair)
-        run.sample(0, dataclasses.asdict(pair))
-    report = to_json(measure(measured, gain=gain))
+        made.append(pair)
+    return made
+
+
+def calibration(pairs: Sequence[HeldoutPair]) -> tuple[float, float]:
+    """Slope of raw scores as logits on held-out labels, and its lower bound."""
+    prompts: dict[str, list[HeldoutPair]] = {}
+    for pair in pairs:
+        prompts.setdefault(pair.prompt_id, []).append(pair)
+    leads = [[pair.score_a - pair.score_b for pair in own] for own in prompts.values()]
+    return calibration_slope(leads, [[pair.target for pair in own] for own in prompts.values()])
+
+
+def _measure(run: Run, pairs: Sequence[HeldoutPair], gain: float, bias: float) -> dict[str, Any]:
+    """Held-out figures; the scored pairs are the lines of samples.jsonl."""
+    (run.path / "samples.jsonl").unlink(missing_ok=True)
+    scored = [replace(p, score_a=gain * p.score_a + bias, score_b=gain * p.score_b + bias) for p in pairs]
+    for pair in scored:
+        run.sample(0, asdict(pair))
+    report = to_json(measure(scored, gain=gain))
     figures = "accuracy accuracy_low accuracy_high ceiling longer_wins shorter_wins ece reliability margin"
     return {name: report[name] for name in figures.split()} | {"pairs_heldout": report["n"]}
