@@ -7,6 +7,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from prefloop.ops.statistics import (
+    calibration_slope,
     cluster_bootstrap,
     cohen_kappa,
     expected_calibration_error,
@@ -224,3 +225,31 @@ def test_calibrated_probabilities_have_a_small_error_and_overconfident_ones_a_la
     outcome = rng.random(20_000) < 1 / (1 + np.exp(-logits))
     assert expected_calibration_error(1 / (1 + np.exp(-logits)), outcome) < 0.02
     assert expected_calibration_error(1 / (1 + np.exp(-3 * logits)), outcome) > 0.1
+
+
+def test_calibration_slope_of_known_probabilities() -> None:
+    """Targets that are sigmoid(0.7 d) have slope 0.7, but for a prior that weighs one unit of information."""
+    rng = np.random.default_rng(0)
+    leads = [rng.normal(size=20) * 2 for _ in range(200)]
+    slope, low = calibration_slope(leads, [1 / (1 + np.exp(-0.7 * d)) for d in leads])
+    assert slope == pytest.approx(0.7, abs=2e-3) and 0.6 < low < slope
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_calibration_slope_covers_the_truth_and_noise_is_not_confirmed(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    covered, confirmed = [], []
+    for _ in range(200):
+        leads = [rng.normal(size=10) for _ in range(45)]
+        targets = [(rng.random(10) < 1 / (1 + np.exp(-d))).astype(float) for d in leads]
+        covered.append(calibration_slope(leads, targets)[1] <= 1)
+        confirmed.append(calibration_slope(leads, [(rng.random(10) < 0.5).astype(float) for _ in leads])[1] > 0)
+    assert 0.94 <= np.mean(covered) <= 1
+    assert np.mean(confirmed) < 0.07
+
+
+def test_calibration_slope_needs_labels_and_stays_finite() -> None:
+    assert calibration_slope([[3.0]], [[1.0]])[1] < 0  # one label confirms nothing
+    slope, low = calibration_slope([[2.0, 3.0]] * 40, [[1.0, 1.0]] * 40)  # never wrong: no largest slope fits
+    assert 1 < low < slope < 10
+    assert calibration_slope([[-2.0, 3.0]] * 40, [[1.0, 0.0]] * 40)[0] < 0

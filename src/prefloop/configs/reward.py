@@ -30,7 +30,7 @@ class RewardConfig(Config):
     """Share of prompts held out when the preferences carry no dev split."""
     reference_samples: int = Field(default=256, ge=2)
     """Answers on which gain and bias are fixed: mean 0 over all, std 1 among answers to one prompt.
-    Differences of less than 0.4 logits are not blown up so far."""
+    Where held-out labels confirm little of that std, scores are smaller."""
     shuffle_labels: bool = False
     """Negative control: flip half of each prompt's training targets, so that on the whole they say nothing."""
     engine: EngineConfig = EngineConfig()

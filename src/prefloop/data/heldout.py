@@ -24,9 +24,8 @@ def split(preferences: Sequence[Preference], share: float, seed: int) -> tuple[l
         raise PrefloopError(
             f"{len(ids)} prompt(s) with comparisons cannot be split into training and held-out ones; collect more."
         )
-    pairs = [pair for preference in heldout for pair in as_pairs(preference)]
-    if not any(pair.target != 0.5 and pair.items[0].text != pair.items[1].text for pair in pairs):
-        raise PrefloopError(f"None of {len(pairs)} held-out comparisons prefers an answer; collect more labels.")
+    if not any(pair.target != 0.5 for pair in distinct_pairs(heldout)):
+        raise PrefloopError(f"None of {len(heldout)} held-out comparisons prefers an answer; collect more labels.")
     return training, heldout
 
 
@@ -36,6 +35,11 @@ def as_pairs(preference: Preference) -> list[Preference]:
         dataclasses.replace(preference, items=(preference.items[i], preference.items[j]), ranking=None, target=target)
         for i, j, target in ordered_pairs(preference)
     ]
+
+
+def distinct_pairs(preferences: Sequence[Preference]) -> list[Preference]:
+    """All pairs of answers whose texts differ."""
+    return [pair for p in preferences for pair in as_pairs(p) if pair.items[0].text != pair.items[1].text]
 
 
 def by_prompt(items: Sequence[tuple[Prompt, Completion]]) -> dict[str, tuple[Prompt, list[Completion]]]:

@@ -118,7 +118,7 @@ def online_stage(evaluated: Mapping[str, Any] | None, present: Container[str]) -
 
     evaluated: the evaluation's configuration, None before there is one; present: names of the stages that are there.
     """
-    if evaluated is not None:
+    if evaluated is not None and evaluated.get("policy"):
         name = Path(evaluated["policy"]).name
         return name if name in _ONLINE and name in present else None
     return next((name for name in _ONLINE if name in present), None)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from prefloop.data.heldout import as_pairs
+from prefloop.data.heldout import distinct_pairs
 from prefloop.evals.winrate import outcome
-from prefloop.ops.statistics import cluster_bootstrap, expected_calibration_error
+from prefloop.ops.statistics import calibration_slope, cluster_bootstrap, expected_calibration_error
 from prefloop.rewards.rubric import rubric
 from prefloop.types import Preference, PrefloopError
 
@@ -62,7 +62,7 @@ class RewardReport:
 def heldout_pairs(preferences: Sequence[Preference], scores: Mapping[tuple[str, str], float]) -> list[HeldoutPair]:
     """All pairs of different answers, with the scores of (prompt id, answer id). Noise-free scores are the rubric's for
     simulated annotators and prompts with checks, else None."""
-    pairs = [pair for p in preferences for pair in as_pairs(p) if pair.items[0].text != pair.items[1].text]
+    pairs = distinct_pairs(preferences)
     known = all(p.simulated and p.prompt.checks for p in pairs)
     made = []
     for pair in pairs:
@@ -81,6 +81,15 @@ def heldout_pairs(preferences: Sequence[Preference], scores: Mapping[tuple[str, 
             )
         )
     return made
+
+
+def calibration(pairs: Sequence[HeldoutPair]) -> tuple[float, float]:
+    """Slope of scores as logits on held-out labels, and its lower bound (ops.statistics.calibration_slope)."""
+    prompts: defaultdict[str, list[HeldoutPair]] = defaultdict(list)
+    for pair in pairs:
+        prompts[pair.prompt_id].append(pair)
+    leads = [[pair.score_a - pair.score_b for pair in own] for own in prompts.values()]
+    return calibration_slope(leads, [[pair.target for pair in own] for own in prompts.values()])
 
 
 def measure(pairs: Sequence[HeldoutPair], *, gain: float = 1.0) -> RewardReport:

@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from prefloop.configs.direct import DirectConfig
-from prefloop.data.heldout import by_prompt, shuffled, split
+from prefloop.data.heldout import by_prompt, distinct_pairs, shuffled, split
 from prefloop.data.sources import load_preferences
 from prefloop.data.trees import answer_tree, preference_trees
 from prefloop.engine.build import build_encoder, build_learner, compute_dtype, load, resolve_checkpoint, use_threads
 from prefloop.engine.reference import with_reference
 from prefloop.engine.schedule import derived_seed, rate, take
+from prefloop.evals.reward_model import heldout_pairs
 from prefloop.run import Run, progress
 from prefloop.stages.measuring import heldout_figures
 from prefloop.stages.rollouts import GAP
@@ -35,7 +36,7 @@ def run(config: DirectConfig) -> Mapping[str, Any]:
         training, heldout = split(known, config.heldout, derived_seed(config.seed, "heldout"))
         if config.shuffle_labels:
             training = shuffled(training, derived_seed(config.seed, "shuffle"))
-        answers = by_prompt([(p.prompt, item) for p in heldout for item in p.items])
+        answers = by_prompt([(p.prompt, item) for p in distinct_pairs(heldout) for item in p.items])
         measured = [answer_tree(prompt, items, encoder) for prompt, items in answers.values()]
         learner = build_learner(loaded, config.engine, config.optim, lora=config.lora, seed=config.seed)
         trees = with_reference(learner, preference_trees(training, encoder))
@@ -69,6 +70,6 @@ def run(config: DirectConfig) -> Mapping[str, Any]:
             for node, item in enumerate(items, 1):
                 log_ratio = new.logprobs[node] - tree.nodes[node].fields["reference_logprobs"]
                 scores[prompt.id, item.id] = config.beta * float(log_ratio.sum())
-        figures = heldout_figures(run, heldout, scores, gain=1.0)
+        figures = heldout_figures(run, heldout_pairs(heldout, scores))
         checkpoint = save_final(run, learner, total, parent, "policy")
         return run.finish({"checkpoint": checkpoint, **figures, "pairs_train": sum(len(tree.pairs) for tree in trees)})

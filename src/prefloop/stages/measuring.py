@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
-from prefloop.evals.reward_model import heldout_pairs, measure
+from prefloop.evals.reward_model import HeldoutPair, measure
 from prefloop.run import Run
-from prefloop.types import Preference, to_json
+from prefloop.types import to_json
 
 
-def heldout_figures(
-    run: Run, heldout: Sequence[Preference], scores: Mapping[tuple[str, str], float], gain: float
-) -> dict[str, Any]:
-    """Accuracy, controls and calibration of scores by (prompt id, answer id); the pairs become samples.jsonl."""
-    pairs = heldout_pairs(heldout, scores)
+def heldout_figures(run: Run, pairs: Sequence[HeldoutPair], gain: float = 1.0, bias: float = 0.0) -> dict[str, Any]:
+    """Accuracy, controls and calibration of pairs with raw scores; with gain * raw + bias they become samples.jsonl."""
     (run.path / "samples.jsonl").unlink(missing_ok=True)
-    for pair in pairs:
-        run.sample(0, dataclasses.asdict(pair))
-    report = to_json(measure(pairs, gain=gain))
+    scored = [replace(p, score_a=gain * p.score_a + bias, score_b=gain * p.score_b + bias) for p in pairs]
+    for pair in scored:
+        run.sample(0, asdict(pair))
+    report = to_json(measure(scored, gain=gain))
     figures = "accuracy accuracy_low accuracy_high ceiling longer_wins shorter_wins ece reliability margin"
     return {name: report[name] for name in figures.split()} | {"pairs_heldout": report["n"]}

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 
 from prefloop.configs.reward import RewardConfig
-from prefloop.data.heldout import by_prompt, shuffled, split
+from prefloop.data.heldout import by_prompt, distinct_pairs, shuffled, split
 from prefloop.data.sources import load_preferences
 from prefloop.data.trees import Encoder, answer_tree, preference_trees
 from prefloop.engine.build import build_encoder, build_learner, load, resolve_checkpoint, use_threads
 from prefloop.engine.local import LocalLearner
 from prefloop.engine.schedule import derived_seed, rate, take
+from prefloop.evals.reward_model import HeldoutPair, calibration, heldout_pairs
 from prefloop.models.heads import reward_head
 from prefloop.ops.statistics import pooled_std
 from prefloop.run import Run, progress
@@ -23,7 +24,8 @@ from prefloop.stages.measuring import heldout_figures
 from prefloop.stages.saving import resume, save_final, save_step
 from prefloop.types import Preference, PrefloopError
 
-LEAST_SPREAD = 0.4  # logits of preference, among answers to one prompt
+LEAST_SPREAD = 0.25  # confirmed logits of preference, among answers to one prompt
+LEAST_SLOPE = 0.05
 
 
 def run(config: RewardConfig) -> Mapping[str, Any]:
@@ -68,8 +70,10 @@ def run(config: RewardConfig) -> Mapping[str, Any]:
                     save_step(run, learner, step, parent, {})
                 bar.advance(1, f"loss {metrics['loss/train']:.3f}")
 
-        gain, bias = centre(learner, encoder, training, config.reference_samples)
-        figures = _measure(run, learner, encoder, heldout, gain, bias)
+        pairs = _score(learner, encoder, heldout)
+        slope, least = calibration(pairs)
+        gain, bias = centre(learner, encoder, training, config.reference_samples, least)
+        figures = heldout_figures(run, pairs, gain, bias) | {"slope": slope, "slope_low": least}
         details = {"pooling": config.pooling, "gain": gain, "bias": bias}
         checkpoint = save_final(run, learner, total, parent, "reward", details)
         history = [row.values["accuracy/train"] for row in run.metrics()][-(len(trees) // config.batch or 1) :]
@@ -87,11 +91,14 @@ def run(config: RewardConfig) -> Mapping[str, Any]:
 
 
 def centre(
-    learner: LocalLearner, encoder: Encoder, preferences: Sequence[Preference], samples: int
+    learner: LocalLearner, encoder: Encoder, preferences: Sequence[Preference], samples: int, slope: float
 ) -> tuple[float, float]:
     """Gain and bias of score = gain * raw + bias: reference samples get mean 0 (Ziegler et al. 2019), and std 1 within
-    prompts: a policy gains by the differences there, so that a KL coefficient means one thing. A std below LEAST_SPREAD
-    counts as that much: the policy shall not chase the noise of a model that learned next to nothing.
+    prompts: a policy gains by the differences there, so that a KL coefficient means one thing.
+
+    `slope`: at least so much of a difference in logits the held-out labels confirm. Where they confirm less than
+    LEAST_SPREAD of that std, scores are that much smaller: a policy shall not chase the noise of a model that learned
+    next to nothing.
 
     The reference samples are answers of the training comparisons, up to four or an even share from each of prompts that
     are evenly spread; only those drawn at temperature 1, if half of the prompts have two of these.
@@ -112,19 +119,18 @@ def centre(
         raise PrefloopError(
             f"The reward model tells none of its {sum(map(len, scores))} reference answers apart; it learned nothing."
         )
-    gain = 1 / max(std, LEAST_SPREAD)
+    confirmed = max(slope, LEAST_SLOPE)
+    gain = 1 / std if confirmed * std >= LEAST_SPREAD else confirmed / LEAST_SPREAD
     return gain, -gain * mean
 
 
-def _measure(
-    run: Run, learner: LocalLearner, encoder: Encoder, heldout: Sequence[Preference], gain: float, bias: float
-) -> dict[str, Any]:
-    """Held-out figures; the scored pairs are the lines of samples.jsonl."""
-    answers = by_prompt([(p.prompt, item) for p in heldout for item in p.items])
+def _score(learner: LocalLearner, encoder: Encoder, heldout: Sequence[Preference]) -> list[HeldoutPair]:
+    """Held-out pairs with raw scores."""
+    answers = by_prompt([(p.prompt, item) for p in distinct_pairs(heldout) for item in p.items])
     trees = [answer_tree(prompt, items, encoder) for prompt, items in answers.values()]
     scores = {
-        (prompt.id, item.id): gain * reading.scores[1 + place] + bias
+        (prompt.id, item.id): reading.scores[1 + place]
         for (prompt, items), reading in zip(answers.values(), learner.forward(trees, {"scores"}), strict=True)
         for place, item in enumerate(items)
     }
-    return heldout_figures(run, heldout, scores, gain)
+    return heldout_pairs(heldout, scores)
