@@ -24,7 +24,7 @@ def split(preferences: Sequence[Preference], share: float, seed: int) -> tuple[l
         raise PrefloopError(
             f"{len(ids)} prompt(s) with comparisons cannot be split into training and held-out ones; collect more."
         )
-    if not any(pair.target != 0.5 for pair in distinct_pairs(heldout)):
+    if distinct_pairs(training) and not any(pair.target != 0.5 for pair in distinct_pairs(heldout)):
         raise PrefloopError(f"None of {len(heldout)} held-out comparisons prefers an answer; collect more labels.")
     return training, heldout
 
