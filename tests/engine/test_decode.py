@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from prefloop.engine.decode import Decoder, packed
+from prefloop.engine.decode import Decoder, Product
 from prefloop.engine.generate import LocalSampler
 from prefloop.engine.verbs import Request, Weights
 from prefloop.models.load import LoadedModel
@@ -106,7 +106,7 @@ def test_in_bf16_it_stays_within_rounding() -> None:
     model = tiny_model(3).bfloat16()
     prompts = torch.randn(20, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
     linear = model.model.layers[0].mlp.gate_proj
-    torch.testing.assert_close(packed(linear)(prompts), linear(prompts), rtol=0.02, atol=0.02)
+    torch.testing.assert_close(Product(linear)(prompts), linear(prompts), rtol=0.02, atol=0.02)
     plain, quick = written(sampler(model, fast=False)), written(sampler(model, fast=True))
     firsts = [(quick[n].segments[0].logprobs[0], c.segments[0].logprobs[0]) for n, c in plain.items()]
     assert np.mean([abs(a - b) for a, b in firsts]) < 0.05

@@ -138,9 +138,9 @@ def test_many_small_gradients_add_up_in_fp32() -> None:
         torch.testing.assert_close(sum_.grad, 60 * few.grad, rtol=1e-4, atol=1e-7)
 
 
-def test_many_tiny_updates_are_not_lost_in_bf16() -> None:
-    source = loaded(torch.bfloat16)
-    learner = LocalLearner(source, optim=OptimConfig(lr=1e-5), token_budget=40)
+@pytest.mark.parametrize("lora", [None, LoraConfig(rank=4, alpha=8)])
+def test_many_tiny_updates_are_not_lost_in_bf16(lora: LoraConfig | None) -> None:
+    learner = build_learner(loaded(torch.bfloat16), ENGINE, OptimConfig(lr=1e-5), lora=lora)
     first = [weight.detach().float().clone() for weight in learner.weights]
     for _ in range(200):
         for master in learner.masters:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import platform
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +22,8 @@ from prefloop.models.load import LoadedModel, context_length, load_model, stop_t
 from prefloop.models.lora import attach
 from prefloop.types import Checkpoint, PrefloopError
 
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+
 
 def compute_dtype(engine: EngineConfig) -> torch.dtype:
     """bf16 or fp32 as configured; auto takes bf16 on a GPU that has it and on CPUs with bf16 products (AVX512-BF16,
@@ -33,8 +37,13 @@ def compute_dtype(engine: EngineConfig) -> torch.dtype:
 
 
 def use_threads(engine: EngineConfig) -> None:
-    """Set the CPU threads of this process, explicitly: oversubscription costs far more than a missing core."""
+    """Set the CPU threads of this process, explicitly: oversubscription costs far more than a missing core. On Linux
+    freed memory stays with the process, because getting a step's tensors from the system again and again costs more."""
     torch.set_num_threads(engine.threads or available_cores())
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        libc.mallopt(M_MMAP_THRESHOLD, 2**30)
 
 
 def available_cores() -> int:

@@ -4,19 +4,23 @@ packed once per version instead of once per product. Other families decode throu
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from prefloop.models.attention import Layout
 from prefloop.models.lora import merged_weight
-from prefloop.ops.attention import Traits
 
 SHAPES = ("LlamaForCausalLM",)
 ROWS = 64  # rows of a typical step, for which oneDNN lays packed weights out
 
-Product = Callable[[Tensor], Tensor]
+
+class Rows(Protocol):
+    """The rows being written, with the keys and values of their tokens."""
+
+    def mix(self, layer: int, query: Tensor, keys_values: Tensor, scaling: float) -> Tensor:
+        """Keep keys and values [N, 2, Hk, D] of one token a row; attention of query [N, H, D] -> [N, H x D]."""
+        ...
 
 
 class Decoder:
@@ -37,7 +41,7 @@ class Decoder:
     def load(self) -> None:
         """Take the model's weights as they are now; parts in which nothing trains are packed once."""
         self.layers = [self._current(layer, _products) for layer in self.trunk.layers]
-        (self.head,) = self._current(self.model.get_output_embeddings(), lambda head: (packed(head),))
+        (self.head,) = self._current(self.model.get_output_embeddings(), lambda head: (Product(head),))
 
     def _current(self, part: nn.Module, pack: Callable[[Any], tuple[Product, ...]]) -> tuple[Product, ...]:
         products = self.frozen.get(part) or pack(part)
@@ -46,45 +50,60 @@ class Decoder:
         return products
 
     @torch.no_grad()
-    def step(self, tokens: Tensor, positions: Tensor, layout: Layout) -> Tensor:
-        """tokens and positions [N], a row each; `layout` attends and keeps keys and values. Returns states [N, D]."""
+    def step(self, tokens: Tensor, positions: Tensor, rows: Rows) -> Tensor:
+        """tokens and positions [N], a row each; `rows` keeps keys and values and attends. Returns states [N, D]."""
         states: Tensor = self.trunk.embed_tokens(tokens)
-        cos, sin = (part[0] for part in self.trunk.rotary_emb(states[None], positions[None]))
-        for index, (layer, (qkv, out, gate_up, down)) in enumerate(zip(self.trunk.layers, self.layers, strict=True)):
+        turn = _rotation(*(part[0] for part in self.trunk.rotary_emb(states[None], positions[None])))
+        for index, (layer, (qkv, out, gate, up, down)) in enumerate(zip(self.trunk.layers, self.layers, strict=True)):
             attention = layer.self_attn
-            width: int = attention.head_dim
-            heads = qkv(layer.input_layernorm(states)).view(len(tokens), -1, width).transpose(0, 1)
-            key_heads = heads.shape[0] // (attention.num_key_value_groups + 2)
-            query, key, value = heads[: -2 * key_heads], heads[-2 * key_heads : -key_heads], heads[-key_heads:]
-            mixed = layout.attend(
-                index, _rotated(query, cos, sin), _rotated(key, cos, sin), value, Traits(scaling=attention.scaling)
-            )
-            states = states + out(mixed.transpose(0, 1).reshape(len(tokens), -1))
-            gate, up = gate_up(layer.post_attention_layernorm(states)).chunk(2, dim=-1)
-            states = states + down(layer.mlp.act_fn(gate) * up)
-        last: Tensor = self.trunk.norm(states)
-        return last
+            heads = qkv(_normed(states, layer.input_layernorm)).view(len(tokens), -1, attention.head_dim)
+            key_heads = heads.shape[1] // (attention.num_key_value_groups + 2)
+            turned = turn(heads, key_heads)
+            keys_values = turned[:, -2 * key_heads :].view(len(tokens), 2, key_heads, -1)
+            mixed = rows.mix(index, turned[:, : -2 * key_heads], keys_values, attention.scaling)
+            states = out(mixed, "add", states)
+            normed = _normed(states, layer.post_attention_layernorm)
+            states = down(up(normed, "mul", gate(normed, "swish")), "add", states)
+        return _normed(states, self.trunk.norm)
+
+
+class Product:
+    """x [N, in] -> [N, sum of out]: linear layers over one input, adapters merged, as one product. Swish can follow, or
+    another tensor be multiplied or added, before the result is rounded."""
+
+    @torch.no_grad()
+    def __init__(self, *linears: Any) -> None:
+        weight = torch.cat([merged_weight(linear) for linear in linears])
+        self.bias = None if linears[0].bias is None else torch.cat([linear.bias for linear in linears])
+        self.packed = weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and _onednn_has_bf16()
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS) if self.packed else weight
+
+    def __call__(
+        self, x: Tensor, then: Literal["none", "swish", "mul", "add"] = "none", other: Tensor | None = None
+    ) -> Tensor:
+        made: Tensor
+        if self.packed and other is None:
+            made = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, then, [], "")
+        elif self.packed:
+            made = torch.ops.mkldnn._linear_pointwise.binary(x, other, self.weight, self.bias, then)
+        else:
+            made = nn.functional.linear(x, self.weight, self.bias)
+            if other is not None:
+                made = made.mul_(other) if then == "mul" else made.add_(other)
+            elif then == "swish":
+                made = nn.functional.silu(made, inplace=True)
+        return made
 
 
 def _products(layer: Any) -> tuple[Product, ...]:
     attention, mlp = layer.self_attn, layer.mlp
     return (
-        packed(attention.q_proj, attention.k_proj, attention.v_proj),
-        packed(attention.o_proj),
-        packed(mlp.gate_proj, mlp.up_proj),
-        packed(mlp.down_proj),
+        Product(attention.q_proj, attention.k_proj, attention.v_proj),
+        Product(attention.o_proj),
+        Product(mlp.gate_proj),
+        Product(mlp.up_proj),
+        Product(mlp.down_proj),
     )
-
-
-@torch.no_grad()
-def packed(*linears: Any) -> Product:
-    """x [N, in] -> [N, sum of out]: linear layers over one input, adapters merged, as one product."""
-    weight = torch.cat([merged_weight(linear) for linear in linears])
-    bias = None if linears[0].bias is None else torch.cat([linear.bias for linear in linears])
-    if weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and _onednn_has_bf16():
-        laid_out = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
-        return lambda x: torch.ops.mkldnn._linear_pointwise(x, laid_out, bias, "none", [], "")
-    return lambda x: nn.functional.linear(x, weight, bias)
 
 
 def _onednn_has_bf16() -> bool:
@@ -92,7 +111,19 @@ def _onednn_has_bf16() -> bool:
     return there and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def _rotated(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions (Su et al. 2021) on [H, N, D], with cos and sin [N, D] in halves, as Llama has them."""
-    first, second = heads.chunk(2, dim=-1)
-    return heads * cos + torch.cat((-second, first), dim=-1) * sin
+def _normed(states: Tensor, norm: Any) -> Tensor:
+    return nn.functional.rms_norm(states, norm.weight.shape, norm.weight, norm.variance_epsilon)
+
+
+def _rotation(cos: Tensor, sin: Tensor) -> Callable[[Tensor, int], Tensor]:
+    """Rotary positions (Su et al. 2021), cos and sin [N, D] in halves as Llama has them: heads [N, H, D] and the number
+    of those at the end that stay as they are (the values)."""
+    half = cos.shape[-1] // 2
+    signed = torch.cat([-sin[:, :half], sin[:, half:]], dim=-1)[:, None]
+
+    def turn(heads: Tensor, still: int) -> Tensor:
+        turned = heads[:, :-still]
+        torch.addcmul(turned * cos[:, None], turned.roll(half, dims=-1), signed, out=turned)
+        return heads
+
+    return turn

@@ -33,7 +33,7 @@ class _Row:
 
 
 class _Cache:
-    """Keys and values of the rows being written, [rows, Hk, S, D] a layer; rows 0..n-1 are alive.
+    """Keys and values of the rows being written, [2, rows, Hk, S, D] a layer; rows 0..n-1 are alive.
 
     Attention reads all S slots, because products over a slice of them would copy it first; so S grows by blocks.
     """
@@ -43,30 +43,27 @@ class _Cache:
     def __init__(self, rows: int) -> None:
         self.rows, self.length = rows, 0
         self.lengths = torch.zeros(rows, dtype=torch.long)
-        self.keys: dict[int, Tensor] = {}
-        self.values: dict[int, Tensor] = {}
+        self.layers: dict[int, Tensor] = {}
 
     def reserve(self, length: int) -> None:
         """Make room for rows of `length` tokens."""
         if length <= self.length:
             return
         self.length = -(-length // self.BLOCK) * self.BLOCK
-        for store in (self.keys, self.values):
-            for layer, old in store.items():
-                store[layer] = old.new_zeros(*old.shape[:2], self.length, old.shape[3])
-                store[layer][:, :, : old.shape[2]] = old
+        for layer, old in self.layers.items():
+            self.layers[layer] = old.new_zeros(*old.shape[:3], self.length, old.shape[4])
+            self.layers[layer][:, :, :, : old.shape[3]] = old
 
-    def slot(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        if layer not in self.keys:
-            shape = (self.rows, key.shape[0], self.length, key.shape[2])
-            self.keys[layer], self.values[layer] = key.new_zeros(shape), value.new_zeros(shape)
-        return self.keys[layer], self.values[layer]
+    def slot(self, layer: int, like: Tensor) -> Tensor:
+        """The layer's store; `like` has the shape [Hk, ..., D] of its keys."""
+        if layer not in self.layers:
+            self.layers[layer] = like.new_zeros(2, self.rows, like.shape[0], self.length, like.shape[-1])
+        return self.layers[layer]
 
     def move(self, source: int, target: int) -> None:
         used = int(self.lengths[source])
-        for store in (self.keys, self.values):
-            for tensor in store.values():
-                tensor[target, :, :used] = tensor[source, :, :used]
+        for store in self.layers.values():
+            store[:, target, :, :used] = store[:, source, :, :used]
         self.lengths[target] = used
 
 
@@ -79,7 +76,7 @@ class _Prefill:
     spans: tuple[tuple[int, int, int, int], ...]  # (first token, last token + 1, first row, last row + 1)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, traits: Traits) -> Tensor:
-        keys, values = self.cache.slot(layer, key, value)
+        keys, values = self.cache.slot(layer, key)
         for start, stop, first, last in self.spans:
             keys[first:last, :, : stop - start] = key[:, start:stop]
             values[first:last, :, : stop - start] = value[:, start:stop]
@@ -93,21 +90,36 @@ class _Step:
         self.cache, self.at = cache, at
         self.index = torch.arange(len(at), device=at.device)
         self.biases: dict[int | None, Tensor] = {}
+        self.seen: Tensor | None = None
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, traits: Traits) -> Tensor:
-        keys, values = self.cache.slot(layer, key, value)
-        keys[self.index, :, self.at] = key.transpose(0, 1)
-        values[self.index, :, self.at] = value.transpose(0, 1)
-        if traits.window not in self.biases:
-            self.biases[traits.window] = self._bias(traits.window)
-        keys, values = keys[: len(self.at)], values[: len(self.at)]
-        out = attend(query.transpose(0, 1)[:, :, None], keys, values, self.biases[traits.window], traits)
+        keys, values = self._kept(layer, torch.stack([key, value]).permute(2, 0, 1, 3))
+        out = attend(query.transpose(0, 1)[:, :, None], keys, values, self._bias(traits.window), traits)
         return out[:, :, 0].transpose(0, 1)
 
+    def mix(self, layer: int, query: Tensor, keys_values: Tensor, scaling: float) -> Tensor:
+        """See decode.Rows: the same attention, without traits, in fewer passes."""
+        kept = self._kept(layer, keys_values)
+        keys, values = (part.flatten(0, 1) for part in kept)
+        grouped = query.reshape(len(keys), -1, query.shape[-1])
+        if self.seen is None:
+            self.seen = self._bias(None).to(keys.dtype).repeat_interleave(len(keys) // len(query), dim=0)
+        scores = torch.baddbmm(self.seen, grouped, keys.transpose(1, 2), alpha=scaling)
+        return torch.bmm(torch.softmax(scores, dim=-1), values).view(len(query), -1)
+
+    def _kept(self, layer: int, keys_values: Tensor) -> Tensor:
+        """Keys and values [N, 2, Hk, D] join the cache; all of the living rows' [2, N, Hk, S, D]."""
+        store = self.cache.slot(layer, keys_values[0, 0])
+        store[:, self.index, :, self.at] = keys_values
+        return store[:, : len(self.at)]
+
     def _bias(self, window: int | None) -> Tensor:
-        slots, at = torch.arange(self.cache.length, device=self.at.device)[None], self.at[:, None]
-        seen = slots <= at if window is None else (slots <= at) & (slots > at - window)
-        return torch.zeros(seen.shape, device=seen.device).masked_fill_(~seen, float("-inf"))[:, None]
+        if window not in self.biases:
+            slots, at = torch.arange(self.cache.length, device=self.at.device)[None], self.at[:, None]
+            seen = slots <= at if window is None else (slots <= at) & (slots > at - window)
+            bias = torch.zeros(seen.shape, device=seen.device).masked_fill_(~seen, float("-inf"))
+            self.biases[window] = bias[:, None]
+        return self.biases[window]
 
 
 class LocalSampler:

@@ -27,9 +27,9 @@ def attach(
 ) -> None:
     """Add adapters W + (alpha/rank) B A in place; A random from `seed`, B zero, so that outputs do not change.
 
-    `targets`: "all-linear" (every linear layer but the lm_head) or the names of layers. The base is frozen; adapter
-    weights are fp32 over a base of any dtype. `last_layers`: only in so many layers at the top, so that the backward
-    pass ends below them. Raises PrefloopError when adapters are there or no layer matches.
+    `targets`: "all-linear" (every linear layer but the lm_head) or the names of layers. The base is frozen; adapters
+    compute in its dtype (a learner keeps their fp32 masters). `last_layers`: only in so many layers at the top, so that
+    the backward pass ends below them. Raises PrefloopError when adapters are there or no layer matches.
     """
     if _layers(model):
         raise PrefloopError("This model has LoRA adapters already; merge them before attaching new ones.")
@@ -48,8 +48,9 @@ def attach(
             inject_adapter_in_model(config, model)
         except ValueError as error:
             raise PrefloopError(f"LoRA targets {targets!r} match no layer of this model; name others.") from error
+    dtype = next(model.parameters()).dtype
     for parameter in adapter_parameters(model).values():
-        parameter.data = parameter.data.float()
+        parameter.data = parameter.data.to(dtype)
 
 
 def _top_linear(model: nn.Module, count: int) -> list[str]:

@@ -11,6 +11,8 @@ from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+ELEMENTS = 2**24  # of R x V at a time, where the caller names no number of rows: 64 MiB in float32
+
 
 def token_logprobs(
     hidden: Float[Tensor, "R D"],
@@ -19,7 +21,7 @@ def token_logprobs(
     *,
     temperature: float = 1.0,
     softcap: float | None = None,
-    chunk: int = 128,
+    chunk: int | None = None,
     entropy: bool = False,
 ) -> tuple[Float32[Tensor, " R"], Float32[Tensor, " R"] | None]:
     """log p(target_r) in nats and, when asked for, the entropy -sum_v p_v log p_v of the same distribution.
@@ -32,7 +34,7 @@ def token_logprobs(
     def read(hidden: Tensor, targets: Tensor, weight: Tensor) -> tuple[Tensor, Tensor | None]:
         logp = _log_softmax(hidden, weight, temperature, softcap)
         chosen = logp.gather(-1, targets[:, None]).squeeze(-1)
-        return chosen, -(logp.exp() * logp).sum(-1) if entropy else None
+        return chosen, -torch.linalg.vecdot(logp.exp(), logp) if entropy else None
 
     parts = _by_chunk(read, (hidden, targets), (weight,), chunk)
     return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts]) if entropy else None
@@ -57,7 +59,7 @@ def compared_logprobs(
     *,
     temperature: float = 1.0,
     softcap: float | None = None,
-    chunk: int = 128,
+    chunk: int | None = None,
 ) -> Compared:
     """`token_logprobs` of both models, and the exact KL(p || q) = sum_v p_v (log p_v - log q_v) per token, with each
     model's logits made once. ValueError when temperature <= 0.
@@ -67,8 +69,8 @@ def compared_logprobs(
         logp = _log_softmax(hidden_p, weight_p, temperature, softcap)
         logq = _log_softmax(hidden_q, weight_q, temperature, softcap)
         p, chosen = logp.exp(), targets[:, None]
-        entropy, kl = -(p * logp).sum(-1), (p * (logp - logq)).sum(-1)
-        return Compared(logp.gather(-1, chosen).squeeze(-1), logq.gather(-1, chosen).squeeze(-1), entropy, kl)
+        entropy, cross = -torch.linalg.vecdot(p, logp), -torch.linalg.vecdot(p, logq)
+        return Compared(logp.gather(-1, chosen)[:, 0], logq.gather(-1, chosen)[:, 0], entropy, cross - entropy)
 
     parts = _by_chunk(read, (hidden_p, hidden_q, targets), (weight_p, weight_q), chunk)
     return Compared(*map(torch.cat, zip(*parts, strict=True)))
@@ -84,7 +86,10 @@ def _log_softmax(hidden: Tensor, weight: Tensor, temperature: float, softcap: fl
     return torch.log_softmax(logits / temperature if temperature != 1 else logits, dim=-1)
 
 
-def _by_chunk(read: Callable[..., Any], rows: tuple[Tensor, ...], weights: tuple[Tensor, ...], chunk: int) -> list[Any]:
+def _by_chunk(
+    read: Callable[..., Any], rows: tuple[Tensor, ...], weights: tuple[Tensor, ...], chunk: int | None
+) -> list[Any]:
+    chunk = chunk or max(1, ELEMENTS // len(weights[0]))
     recompute = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*rows, *weights))
     return [
         checkpoint(read, *part, *weights, use_reentrant=False, preserve_rng_state=False)
