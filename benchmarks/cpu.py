@@ -58,8 +58,8 @@ class Measured:
 class Job:
     """A process that takes a step when it is asked to (jobs/protocol.py)."""
 
-    def __init__(self, process: "subprocess.Popen[str]") -> None:
-        self.process = process
+    def __init__(self, process: "subprocess.Popen[str]", name: str) -> None:
+        self.process, self.name = process, name
         self.rates: list[float] = []
         self.gflops: list[float] = []
 
@@ -67,7 +67,7 @@ class Job:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            raise SystemExit(f"cpu.py: {' '.join(map(str, self.process.args[:3]))} ended early; see above.")  # type: ignore[index,union-attr]
+            raise SystemExit(f"cpu.py: {self.name} ended early; see above.")
         found: dict[str, float] = json.loads(line)
         return found
 
@@ -98,7 +98,7 @@ def started(python: str, script: str, *words: str) -> Iterator[Job]:
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
     ) as process:
         try:
-            yield Job(process)
+            yield Job(process, " ".join(command[:3]))
         finally:
             process.kill()
 

@@ -21,6 +21,8 @@ from prefloop.models.load import LoadedModel, stop_token_ids
 from prefloop.ops.attention import Traits, attend
 from prefloop.types import Completion, FinishReason, Node, PrefloopError, Segment, Tree
 
+FREE = 0.25  # share of the rows that must be free before new prompts are read
+
 
 @dataclass(slots=True)
 class _Row:
@@ -161,9 +163,10 @@ class LocalSampler:
         while waiting or alive:
             fresh: list[list[Request]] = []
             room = capacity - len(alive)
-            while waiting and len(waiting[0]) <= room:
-                room -= len(waiting[0])
-                fresh.append(waiting.pop(0))
+            if not alive or room >= capacity * FREE:  # prompts are read together: alone they keep no core busy
+                while waiting and len(waiting[0]) <= room:
+                    room -= len(waiting[0])
+                    fresh.append(waiting.pop(0))
             if fresh:
                 logits = self._prefill(cache, alive, fresh)
                 yield from self._draw(cache, alive, logits, len(alive) - sum(map(len, fresh)))

@@ -23,6 +23,7 @@ from prefloop.models.heads import ScalarHead
 from prefloop.models.layers import carried, layer_of
 from prefloop.models.load import LoadedModel
 from prefloop.models.lora import adapter_off, adapter_parameters
+from prefloop.models.norms import fuse_norms
 from prefloop.ops.logprobs import Compared, compared_logprobs, token_logprobs
 from prefloop.types import Checkpoint, PrefloopError, Tree
 
@@ -38,6 +39,7 @@ class LocalScorer:
         self.loaded = loaded
         model: Any = loaded.model
         self.model: nn.Module = model
+        fuse_norms(self.model)
         self.trunk: nn.Module = model.get_decoder()
         self.lm_head: nn.Module = model.get_output_embeddings()
         self.head = head
