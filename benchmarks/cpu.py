@@ -1,6 +1,6 @@
 """What this machine can multiply, how much of it the compute core turns into work, and how other programs compare.
 
-    cpu.py --data PAIRS.jsonl [--trl PYTHON] [--jobs sft dpo ...]
+    cpu.py --data PAIRS.jsonl [--trl PYTHON] [--vllm PYTHON] [--jobs sft dpo ...]
 
 Each job runs in processes of its own, ours and each peer's, which take their steps in turn (A B A B): two to warm up,
 eight that count, on the same rows of real comparisons, in bf16 where this machine multiplies it faster than it
@@ -151,7 +151,9 @@ def commands(job: str, options: argparse.Namespace, model: str, data: str, dtype
     if job in DECODE:
         known |= DECODE[job] | {"prompt_tokens": 64}
         words = ("decode", model, data, json.dumps(known))
-        return {"ours": (sys.executable, "our_job.py", *words), "generate": (sys.executable, "generate_job.py", *words)}
+        programs = {"ours": (sys.executable, "our_job.py"), "generate": (sys.executable, "generate_job.py")}
+        programs |= {"vllm_cpu": (options.vllm, "vllm_job.py")} if options.vllm else {}
+        return {name: (*program, *words) for name, program in programs.items()}
     grouped = job in ("grpo", "rloo")
     known |= {"batch": 32 if grouped else BATCH, "group": 8, "new_tokens": 64}
     found: dict[str, Sequence[str]] = {"ours": (sys.executable, "our_job.py", job, model, data, json.dumps(known))}
@@ -184,6 +186,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--jobs", nargs="+", choices=sorted(PEERS), default=list(PEERS))
     parser.add_argument("--trl", default="", metavar="PYTHON", help="Python of an environment that holds TRL")
+    parser.add_argument("--vllm", default="", metavar="PYTHON", help="the same for vLLM, built for CPUs")
     parser.add_argument("--threads", type=int, default=available_cores())
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--json", action="store_true", help="print on one line")

@@ -1,8 +1,9 @@
 """Does the KL controller reach its target from other coefficients, and another target? kl_control.py --run runs/NAME
 
-From a finished run's SFT, reward model and collected answers, PPO alone runs again for eight horizons (in one the
-coefficient changes by about e^clip at most, and KL answers some steps later): with a quarter and with four times the
-first coefficient, and with twice the target. Its runs are runs/NAME-kl-*; what is finished is kept.
+From a finished run's SFT, reward model and collected answers, PPO alone runs again: with a quarter and with four times
+the first coefficient for eight horizons (in one the coefficient changes by about e^clip at most, and KL answers some
+steps later), and with twice the target for sixteen, as that is further from where all begin. Its runs are
+runs/NAME-kl-*; what is finished is kept.
 Writes kl_control.json, .svg and .png beside this file; exits 0 only where every variant comes within 30 %.
 """
 
@@ -32,8 +33,7 @@ OUT = Path(__file__).parent
 TOLERANCE = 0.3
 CLAIM = "The adaptive KL controller reaches its target from a coefficient four times off, and a doubled target."
 SOURCE = "Ziegler et al. 2019, section 2.2"
-HORIZONS = 8
-VARIANTS = {"coef-quarter": ("coef", 0.25), "coef-4x": ("coef", 4.0), "target-2x": ("target", 2.0)}
+VARIANTS = {"coef-quarter": ("coef", 0.25, 8), "coef-4x": ("coef", 4.0, 8), "target-2x-long": ("target", 2.0, 16)}
 
 
 def run_variant(run: Path, variant: str, threads: int) -> str | None:
@@ -41,14 +41,14 @@ def run_variant(run: Path, variant: str, threads: int) -> str | None:
     workspace, parent = run.parent.parent, f"runs/{run.name}"
     recipe = json.loads((run / "recipe.json").read_text(encoding="utf-8"))
     leash = json.loads((run / "ppo" / "config.json").read_text(encoding="utf-8"))["kl"]
-    key, factor = VARIANTS[variant]
+    key, factor, horizons = VARIANTS[variant]
     settings = [
         f"name={run.name}-kl-{variant}",
         f"ppo.policy={parent}/sft",
         f"ppo.reward={parent}/reward",
         f"ppo.baseline={parent}/collect",
         f"ppo.kl.{key}={leash[key] * factor}",
-        f"ppo.steps={math.ceil(HORIZONS * leash['horizon'])}",
+        f"ppo.steps={math.ceil(horizons * leash['horizon'])}",
         *([f"engine.threads={threads}"] if threads else []),
     ]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}

@@ -5,11 +5,10 @@ The prompts and lengths of our_job.py's decoding; a prompt's copies are rows of 
 
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
 import torch
-from protocol import serve
+from protocol import prompts_of, serve
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
@@ -20,10 +19,8 @@ def main() -> None:
     dtype = torch.bfloat16 if options["dtype"] == "bf16" else torch.float32
     network: Any = AutoModelForCausalLM.from_pretrained(model, dtype=dtype).eval()
     tokenizer: Any = AutoTokenizer.from_pretrained(model)
-    rows = [json.loads(line) for line in Path(data).read_text(encoding="utf-8").split("\n") if line]
-    flat = [token for row in rows for token in tokenizer(row["prompt"][-1]["content"])["input_ids"]]
     size, new = options["prompt_tokens"], options["new_tokens"]
-    prompts = [flat[i * size : (i + 1) * size] for i in range(options["rows"]) for _ in range(options["group"])]
+    prompts = [prompt for prompt in prompts_of(data, tokenizer, options) for _ in range(options["group"])]
     tokens = torch.tensor(prompts)
 
     def step() -> dict[str, float]:

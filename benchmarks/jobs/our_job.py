@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from protocol import serve
+from protocol import prompts_of, serve
 
 from prefloop.configs.shared import EngineConfig, OptimConfig
 from prefloop.data.forest import tree_tokens
@@ -136,12 +136,7 @@ def decoding(job: str, loaded: Any, engine: EngineConfig, data: str) -> Step:
     """`rows` prompts of `prompt_tokens` tokens, `group` answers each, all of `new_tokens` tokens; units are tokens."""
     sampler = build_sampler(loaded, "bench")
     sampler.stops = frozenset()
-    rows = [json.loads(line) for line in Path(data).read_text(encoding="utf-8").split("\n") if line]
-    words = [row["prompt"][-1]["content"] for row in rows]
-    tokenizer = loaded.tokenizer
-    flat = [token for text in words for token in tokenizer(text)["input_ids"]]
-    size, count = OPTIONS["prompt_tokens"], OPTIONS["rows"]
-    prompts = [tuple(flat[i * size : (i + 1) * size]) for i in range(count)]
+    prompts = [tuple(prompt) for prompt in prompts_of(data, loaded.tokenizer, OPTIONS)]
     sampling = Sampling(max_tokens=OPTIONS["new_tokens"])
     seeds = itertools.count()
 

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 
 class Meter:
@@ -39,12 +39,21 @@ def peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "linux" else 2**20)
 
 
-def serve(step: Callable[[], Mapping[str, float]]) -> None:
+def serve(step: Callable[[], Mapping[str, float]], meter: Meter | None = None) -> None:
     """Run `step` whenever the parent asks; it returns the `units` of work that it did, and what else it knows."""
-    meter = Meter()
+    meter = meter or Meter()
     meter.say(ready=1)
     while meter.wanted():
         began = time.perf_counter()
         done = step()
         meter.say(**done, seconds=time.perf_counter() - began)
     meter.finish()
+
+
+def prompts_of(data: str, tokenizer: Any, options: Mapping[str, Any]) -> list[list[int]]:
+    """`rows` prompts of `prompt_tokens` tokens each, cut from what the rows of a data file ask."""
+    lines = Path(data).read_text(encoding="utf-8").split("\n")
+    words = [json.loads(line)["prompt"][-1]["content"] for line in lines if line]
+    flat = [token for text in words for token in tokenizer(text)["input_ids"]]
+    size = options["prompt_tokens"]
+    return [flat[i * size : (i + 1) * size] for i in range(options["rows"])]
