@@ -51,9 +51,11 @@ def serve(step: Callable[[], Mapping[str, float]], meter: Meter | None = None) -
 
 
 def prompts_of(data: str, tokenizer: Any, options: Mapping[str, Any]) -> list[list[int]]:
-    """`rows` prompts of `prompt_tokens` tokens each, cut from what the rows of a data file ask."""
-    lines = Path(data).read_text(encoding="utf-8").split("\n")
-    words = [json.loads(line)["prompt"][-1]["content"] for line in lines if line]
-    flat = [token for text in words for token in tokenizer(text)["input_ids"]]
+    """`rows` prompts of `prompt_tokens` tokens each, cut from what the rows of a data file say."""
+    rows = [json.loads(line) for line in Path(data).read_text(encoding="utf-8").split("\n") if line]
+    texts = [message["content"] for row in rows for message in [*row["prompt"], *row["chosen"]]]
+    flat = [token for text in texts for token in tokenizer(text)["input_ids"]]
     size = options["prompt_tokens"]
+    if len(flat) < size * options["rows"]:
+        raise SystemExit(f"{data}: its {len(flat)} tokens are too few for {options['rows']} prompts of {size}.")
     return [flat[i * size : (i + 1) * size] for i in range(options["rows"])]
