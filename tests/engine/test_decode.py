@@ -115,3 +115,11 @@ def test_in_bf16_it_stays_within_rounding() -> None:
 @pytest.mark.parametrize("family", sorted(set(FAMILIES) - {"llama"}))
 def test_other_families_take_the_generic_path(family: str) -> None:
     assert not Decoder.suits(tiny_model(0, family=family))
+
+
+def test_a_llama_with_another_activation_takes_the_plain_path() -> None:
+    config = copy.deepcopy(tiny_model(0).config)
+    assert Decoder.suits(type(tiny_model(0))(config))
+    config.hidden_act = "gelu"
+    model = type(tiny_model(0))(config).eval()
+    assert not Decoder.suits(model)

@@ -34,8 +34,9 @@ class Decoder:
 
     @staticmethod
     def suits(model: nn.Module) -> bool:
-        """Whether this is the class for which `step` was written; a look-alike may differ inside."""
-        return type(model).__name__ in SHAPES
+        """Whether this is the class for which `step` was written, gated by swish; a look-alike may differ inside."""
+        config: Any = model.config
+        return type(model).__name__ in SHAPES and config.hidden_act in ("silu", "swish")
 
     @torch.no_grad()
     def load(self) -> None:
