@@ -90,7 +90,7 @@ class Job:
 
 @contextmanager
 def started(python: str, script: str, *words: str) -> Iterator[Job]:
-    environment = dict(os.environ) | {"PYTHONPATH": ""}
+    environment = dict(os.environ) | {"PYTHONPATH": "", "HF_HUB_OFFLINE": "1"}
     if python == sys.executable:
         environment["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
     command = [python, str(HERE / "jobs" / script), *words]

@@ -11,14 +11,12 @@ import tempfile
 import time
 from pathlib import Path
 
-OPTIONS = json.loads(sys.argv[4])
-os.environ["OMP_NUM_THREADS"] = str(OPTIONS["threads"])
-os.environ["HF_HUB_OFFLINE"] = "1"
+import torch
+from datasets import Dataset
+from protocol import Meter
+from transformers import TrainerCallback
 
-import torch  # noqa: E402  # after the thread count
-from datasets import Dataset  # noqa: E402
-from protocol import Meter  # noqa: E402
-from transformers import TrainerCallback  # noqa: E402
+OPTIONS = json.loads(sys.argv[4])
 
 
 class Steps(TrainerCallback):

@@ -8,21 +8,21 @@ import os
 import sys
 from typing import Any
 
+from protocol import Meter, prompts_of, serve
+
 OPTIONS: dict[str, Any] = json.loads(sys.argv[4])
 CORES = sorted(os.sched_getaffinity(0))[: OPTIONS["threads"]]
 os.environ |= {
-    "HF_HUB_OFFLINE": "1",
     "VLLM_CPU_KVCACHE_SPACE": "2",
     "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, CORES)),
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_NO_USAGE_STATS": "1",
 }
 
-from protocol import Meter, prompts_of, serve  # noqa: E402
-from vllm import LLM, SamplingParams  # noqa: E402  # after its settings
-
 
 def main() -> None:
+    from vllm import LLM, SamplingParams  # reads those settings as it is imported
+
     _, model, data = sys.argv[1:4]
     meter = Meter()
     engine: Any = LLM(

@@ -24,7 +24,7 @@ class _Fused(nn.Module):
     variance_epsilon: float
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        made: Tensor = _RMSNorm.apply(hidden_states, self.weight, self.variance_epsilon)  # type: ignore[no-untyped-call]
+        made: Tensor = _rms_norm(hidden_states, self.weight, self.variance_epsilon)
         return made
 
 
@@ -51,3 +51,6 @@ class _RMSNorm(torch.autograd.Function):
         if not ctx.needs_input_grad[1]:
             return dx, None, None
         return dx, r.to(x.dtype).flatten() @ (grad * x).view(-1, width), None
+
+
+_rms_norm: Any = _RMSNorm.apply
