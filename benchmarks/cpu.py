@@ -44,10 +44,10 @@ TRAINING = {
     "grpo": "completions/s",
     "rloo": "completions/s",
 }
-DECODE: dict[str, tuple[int, int]] = {  # prompts, answers to each
-    "decode_distinct": (32, 1),
-    "decode_grouped": (4, GROUP),
+DECODE: dict[str, tuple[int, int]] = {  # prompts, answers to each; from small to large, for peak memory only grows
     "decode_one": (1, 1),
+    "decode_grouped": (4, GROUP),
+    "decode_distinct": (32, 1),
 }
 UNITS = {**TRAINING, **dict.fromkeys(("forest", *DECODE), "tokens/s")}
 PEERS: dict[str, tuple[str, ...]] = {
@@ -104,22 +104,31 @@ def prompts_of(rows: Sequence[Mapping[str, Any]], tokenizer: Any, count: int) ->
     return [flat[i * PROMPT_TOKENS : (i + 1) * PROMPT_TOKENS] for i in range(count)]
 
 
-def commands(job: str, options: argparse.Namespace, data: str, known: Mapping[str, Any]) -> dict[str, Sequence[str]]:
-    """What to start for a job, by name: ours, and each peer of whose environment the Python is named."""
+def processes(jobs: Sequence[str]) -> dict[str, list[str]]:
+    """Jobs by the processes that run them: each its own, but all decoding, from small to large, in one."""
+    found = {job: [job] for job in jobs if job not in DECODE}
+    decoding = [job for job in DECODE if job in jobs]
+    return found | ({"decode": decoding} if decoding else {})
+
+
+def commands(
+    process: str, options: argparse.Namespace, data: str, known: Mapping[str, Any]
+) -> dict[str, Sequence[str]]:
+    """What to start for a process, by name: ours, and each peer of whose environment the Python is named."""
     model = str(locate(options.model))
 
     def program(python: str, script: str, **more: Any) -> Sequence[str]:
-        return (python, script, "decode" if job in DECODE else job, model, data, json.dumps({**known, **more}))
+        return (python, script, process, model, data, json.dumps({**known, **more}))
 
     found = {"ours": program(sys.executable, "our_job.py")}
-    if job in DECODE:
+    if process == "decode":
         found["generate"] = program(sys.executable, "generate_job.py")
         if options.vllm:
             found["vllm_cpu"] = program(options.vllm, "vllm_job.py")
         if options.llama:
             found["llama_cpp"] = program(options.llama, "llama_job.py")
             found["llama_cpp_q4"] = program(options.llama, "llama_job.py", quantized=True)
-    elif job in TRAINING and options.trl:
+    elif process in TRAINING and options.trl:
         settings = ("default", "best", "bf16") if known["dtype"] == "bf16" else ("default", "best")
         found |= {f"trl_{setting}": program(options.trl, "trl_job.py", setting=setting) for setting in settings}
     return found
@@ -191,25 +200,28 @@ def main(arguments: list[str] | None = None, device: str = "cpu") -> int:
     rows = rows_of(read_preferences(options.data, skip_bad=True), loaded.tokenizer, count, plan.longest)
     entries: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        for job in options.jobs:
-            data, known, ceiling = Path(scratch) / job, {"dtype": dtype, "threads": options.threads}, rates[dtype]
-            if job in DECODE:
-                prompts, group = DECODE[job]
-                known |= {"group": group, "new_tokens": NEW_TOKENS, "prompt_tokens": PROMPT_TOKENS}
-                known |= {"compile": plan.vllm_compiles}
-                data.write_text(json.dumps(prompts_of(rows, loaded.tokenizer, prompts)), encoding="utf-8")
-                ceiling = decode_ceiling(linears, rates[dtype], seconds[prompts * group], prompts, group)
+        for process, jobs in processes(options.jobs).items():
+            data, known = Path(scratch) / process, {"dtype": dtype, "threads": options.threads}
+            if process == "decode":
+                known |= {"new_tokens": NEW_TOKENS, "prompt_tokens": PROMPT_TOKENS, "compile": plan.vllm_compiles}
+                shapes = {job: (prompts_of(rows, loaded.tokenizer, DECODE[job][0]), DECODE[job][1]) for job in jobs}
+                data.write_text(json.dumps(shapes), encoding="utf-8")
             else:
-                batch = plan.completions if job in ("grpo", "rloo") else plan.batch
-                known |= {"batch": batch, "group": GROUP}
-                known |= {"new_tokens": plan.new_tokens, "max_length": plan.longest}
+                batch = plan.completions if process in ("grpo", "rloo") else plan.batch
+                known |= {"batch": batch, "group": GROUP, "new_tokens": plan.new_tokens, "max_length": plan.longest}
                 data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-            programs = commands(job, options, str(data), known)
-            found, failed = side_by_side(programs, plan.warm, plan.counted)
-            if "ours" in failed:
-                raise SystemExit(f"cpu.py: our own {job} failed: {failed['ours']}")
-            entries[job] = summary(job, found, failed, ceiling)
-            print(job, json.dumps(entries[job]), file=sys.stderr, flush=True)
+            programs = commands(process, options, str(data), known)
+            for job, outcome in side_by_side(programs, jobs, plan.warm, plan.counted).items():
+                if "ours" in outcome.failed:
+                    raise SystemExit(f"cpu.py: our own {job} failed: {outcome.failed['ours']}")
+                prompts, group = DECODE.get(job, (0, 0))
+                ceiling = (
+                    decode_ceiling(linears, rates[dtype], seconds[prompts * group], prompts, group)
+                    if job in DECODE
+                    else rates[dtype]
+                )
+                entries[job] = summary(job, outcome.found, outcome.failed, ceiling)
+                print(job, json.dumps(entries[job]), file=sys.stderr, flush=True)
     answer = {
         "model": options.model,
         "machine": machine() | ({"gpu": torch.cuda.get_device_name()} if device == "cuda" else {}),

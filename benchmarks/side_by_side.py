@@ -6,13 +6,15 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 JOBS = Path(__file__).parent / "jobs"
+PAUSE = 0.3  # seconds before a step, in which the threads of the job before it stop spinning
 
 
 def quick() -> bool:
@@ -31,6 +33,14 @@ class Measured:
     decode_rate: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Figures by job, and why jobs that ended early have none."""
+
+    found: dict[str, Measured]
+    failed: dict[str, str]
+
+
 class EndedError(Exception):
     """A job's process ended before it was told to; the last that it said."""
 
@@ -41,7 +51,6 @@ class Job:
 
     process: "subprocess.Popen[str]"
     errors: IO[str]
-    steps: list[dict[str, float]] = field(default_factory=list)
 
     def answer(self) -> dict[str, float]:
         assert self.process.stdout is not None
@@ -54,21 +63,18 @@ class Job:
         found: dict[str, float] = json.loads(line)
         return found
 
-    def step(self) -> None:
+    def step(self, asked: str) -> dict[str, float]:
+        time.sleep(PAUSE)
         assert self.process.stdin is not None
-        self.process.stdin.write("step\n")
-        self.process.stdin.flush()
-        self.steps.append(self.answer())
-
-    def finish(self, warm: int) -> Measured:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        peak = self.answer()["peak_mb"]
-        self.process.wait()
-        return measured(self.steps[warm:], peak)
+        try:
+            self.process.stdin.write(f"{asked}\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            pass  # the answer says why
+        return self.answer()
 
 
-def measured(steps: Sequence[Mapping[str, float]], peak_mb: float) -> Measured:
+def measured(steps: Sequence[Mapping[str, float]]) -> Measured:
     """Medians over steps."""
     products = [s["gflop"] / s["seconds"] for s in steps if "gflop" in s]
     further = [
@@ -79,7 +85,7 @@ def measured(steps: Sequence[Mapping[str, float]], peak_mb: float) -> Measured:
     return Measured(
         statistics.median(s["units"] / s["seconds"] for s in steps),
         statistics.median(products) if products else None,
-        peak_mb,
+        max(s["peak_mb"] for s in steps),
         statistics.median(further) if further else None,
     )
 
@@ -105,27 +111,33 @@ def started(python: str, script: str, *words: str) -> Iterator[Job]:
 
 
 def side_by_side(
-    commands: Mapping[str, Sequence[str]], warm: int, counted: int
-) -> tuple[dict[str, Measured], dict[str, str]]:
-    """Every job's figures, their steps in turn; and why jobs that ended early have none."""
+    commands: Mapping[str, Sequence[str]], asked: Sequence[str], warm: int, counted: int
+) -> dict[str, Outcome]:
+    """Start all jobs, and of each thing asked for take their steps in turn."""
     failed: dict[str, str] = {}
+    found: dict[str, Outcome] = {}
     with ExitStack() as stack:
         jobs: dict[str, Job] = {}
         for name, command in commands.items():
-            try:
+            with noting(failed, name):
                 jobs[name] = stack.enter_context(started(*command))
-            except EndedError as error:
-                failed[name] = str(error)
         for name, job in jobs.items():  # they load at the same time
-            try:
+            with noting(failed, name):
                 job.answer()
-            except EndedError as error:
-                failed[name] = str(error)
-        for _ in range(warm + counted):
-            for name, job in jobs.items():
-                if name not in failed:
-                    try:
-                        job.step()
-                    except (EndedError, OSError) as error:
-                        failed[name] = str(error)
-        return {name: job.finish(warm) for name, job in jobs.items() if name not in failed}, failed
+        for word in asked:
+            steps: dict[str, list[dict[str, float]]] = {name: [] for name in jobs}
+            for _ in range(warm + counted):
+                for name in [name for name in jobs if name not in failed]:
+                    with noting(failed, name):
+                        steps[name].append(jobs[name].step(word))
+            done = {name: measured(each[warm:]) for name, each in steps.items() if name not in failed}
+            found[word] = Outcome(done, dict(failed))
+    return found
+
+
+@contextmanager
+def noting(failed: dict[str, str], name: str) -> Iterator[None]:
+    try:
+        yield
+    except EndedError as error:
+        failed[name] = str(error)

@@ -180,12 +180,13 @@ def test_a_jobs_summary() -> None:
 
 def test_medians_of_steps() -> None:
     steps = [
-        {"units": 96.0, "seconds": seconds, "first_units": 2.0, "first_seconds": 1.0, "gflop": 12.0}
+        {"units": 96.0, "seconds": seconds, "first_units": 2.0, "first_seconds": 1.0, "gflop": 12.0, "peak_mb": 7.0}
         for seconds in (3.0, 2.0, 5.0)
     ]
-    found = side_by_side.measured(steps, 7.0)
+    found = side_by_side.measured(steps)
     assert (found.rate, found.gflops, found.decode_rate, found.peak_mb) == (32.0, 4.0, 47.0, 7.0)
-    assert side_by_side.measured([{"units": 1.0, "seconds": 2.0}], 7.0) == side_by_side.Measured(0.5, None, 7.0, None)
+    one = {"units": 1.0, "seconds": 2.0, "peak_mb": 7.0}
+    assert side_by_side.measured([one]) == side_by_side.Measured(0.5, None, 7.0, None)
 
 
 def test_the_ceiling_of_decoding() -> None:
@@ -311,20 +312,25 @@ def test_scripts_explain_themselves(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--collect-only" in capsys.readouterr().out
 
 
+SHAPES = {"decode_one": ([[1, 2, 3]], 1), "decode_grouped": ([[1, 2, 3], [4, 5, 6]], 2)}
+
+
 @pytest.mark.parametrize("job", ["sft", "reward", "dpo", "grpo", "rloo", "forest", "decode"])
 def test_a_job_takes_a_step_when_it_is_asked_to(job: str, tmp_path: Path) -> None:
     data = tmp_path / "rows.jsonl"
     sides = {side: [{"role": "assistant", "content": text}] for side, text in (("chosen", "Yes."), ("rejected", "No."))}
     row = {"prompt": [{"role": "user", "content": "Is water wet, in one word of your own?"}], **sides}
     rows = json.dumps(row) + "\n" + json.dumps(row) + "\n"
-    data.write_text("[[1, 2, 3], [4, 5, 6]]" if job == "decode" else rows)
+    data.write_text(json.dumps(SHAPES) if job == "decode" else rows)
     options = {"dtype": "fp32", "threads": 1, "batch": 2, "group": 2, "new_tokens": 4}
     words = (job, "tiny", str(data), json.dumps(options))
     missing = (str(tmp_path / "python"), "trl_job.py", *words)
-    all_found, failed = side_by_side.side_by_side(
-        {"ours": (sys.executable, "our_job.py", *words), "trl_best": missing}, warm=1, counted=1
-    )
-    found = all_found["ours"]
+    programs = {"ours": (sys.executable, "our_job.py", *words), "trl_best": missing}
+    asked = list(SHAPES) if job == "decode" else [job]
+    outcomes = side_by_side.side_by_side(programs, asked, warm=1, counted=1)
+    assert list(outcomes) == asked
+    outcome = outcomes[asked[-1]]
+    found, failed = outcome.found["ours"], outcome.failed
     assert found.rate > 0 and 100 < found.peak_mb < 5000
     assert (found.gflops is None) == (job in ("grpo", "rloo", "decode"))
     assert (found.decode_rate is None) == (job != "decode")
@@ -333,16 +339,17 @@ def test_a_job_takes_a_step_when_it_is_asked_to(job: str, tmp_path: Path) -> Non
 
 def test_a_peer_that_ends_early_says_why(tmp_path: Path) -> None:
     silent, loud = (sys.executable, "protocol.py"), (sys.executable, str(tmp_path / "none.py"))
-    found, failed = side_by_side.side_by_side({"silent": silent, "loud": loud}, warm=1, counted=1)
+    outcome = side_by_side.side_by_side({"silent": silent, "loud": loud}, ["sft"], warm=1, counted=1)["sft"]
+    found, failed = outcome.found, outcome.failed
     assert found == {} and failed["silent"] == "it ended with 0 and said nothing"
     assert "No such file" in failed["loud"]
 
 
 def test_generate_takes_a_step(tmp_path: Path) -> None:
-    model, data = tmp_path / "model", tmp_path / "prompts.json"
+    model, data = tmp_path / "model", tmp_path / "shapes.json"
     tiny_model().save_pretrained(model)
-    data.write_text("[[1, 2, 3], [4, 5, 6]]")
-    options = {"dtype": "fp32", "threads": 1, "group": 2, "new_tokens": 4}
+    data.write_text(json.dumps(SHAPES))
+    options = {"dtype": "fp32", "threads": 1, "new_tokens": 4}
     program = (sys.executable, "generate_job.py", "decode", str(model), str(data), json.dumps(options))
-    found, failed = side_by_side.side_by_side({"generate": program}, warm=1, counted=1)
-    assert failed == {} and found["generate"].rate > 0
+    outcomes = side_by_side.side_by_side({"generate": program}, list(SHAPES), warm=1, counted=1)
+    assert all(outcome.failed == {} and outcome.found["generate"].rate > 0 for outcome in outcomes.values())

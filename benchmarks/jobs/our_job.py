@@ -1,7 +1,7 @@
 """A job by this program, a step at a time: our_job.py JOB MODEL DATA OPTIONS (see cpu.py, which calls it).
 
-DATA holds comparisons as JSON lines; of the job "decode", prompts as lists of tokens. OPTIONS is JSON: dtype, threads,
-batch, group, new_tokens.
+DATA holds comparisons as JSON lines; of the job "decode", shapes (see protocol.Inputs). OPTIONS is JSON: dtype,
+threads, batch, group, new_tokens.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from protocol import Meter, serve, serve_decoding
+from protocol import Decode, Inputs, Meter, serve, serve_decoding, timed
 
 from prefloop.configs.shared import EngineConfig, OptimConfig
 from prefloop.data.forest import tree_tokens
@@ -40,9 +40,10 @@ def main() -> None:
     use_threads(engine)
     loaded = load(model, engine)
     if job == "decode":
-        serve_decoding(decoding(loaded, json.loads(Path(data).read_text(encoding="utf-8"))), OPTIONS, meter)
+        serve_decoding(decoding(loaded), Inputs.read(), meter)
     else:
-        serve(training(job, loaded, engine, data), meter)
+        step = training(job, loaded, engine, data)
+        serve(lambda _: timed(step), meter)
 
 
 def training(job: str, loaded: Any, engine: EngineConfig, data: str) -> Step:
@@ -152,13 +153,13 @@ def _grouped(
     return step
 
 
-def decoding(loaded: Any, prompts: list[list[int]]) -> Callable[[int], float]:
-    """Writes `group` answers to each prompt, all of as many tokens as asked for."""
+def decoding(loaded: Any) -> Decode:
+    """Writes `group` answers to each prompt, all of `new` tokens."""
     sampler = build_sampler(loaded, "bench")
     sampler.stops = frozenset()
     seeds = itertools.count()
 
-    def decode(new: int) -> float:
+    def decode(prompts: list[list[int]], group: int, new: int) -> float:
         requests = [
             Request(
                 id=f"{i}/{k}",
@@ -168,7 +169,7 @@ def decoding(loaded: Any, prompts: list[list[int]]) -> Callable[[int], float]:
                 seed=next(seeds),
             )
             for i, prompt in enumerate(prompts)
-            for k in range(OPTIONS["group"])
+            for k in range(group)
         ]
         return sum(len(completion.tokens) for completion in sampler.generate(requests))
 

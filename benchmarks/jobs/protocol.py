@@ -10,8 +10,9 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 
 class Meter:
@@ -25,12 +26,9 @@ class Meter:
     def say(self, **answer: float) -> None:
         print(json.dumps(answer), file=self.out, flush=True)
 
-    def wanted(self) -> bool:
-        """Wait for the parent; False when it has no more steps."""
-        return bool(sys.stdin.readline())
-
-    def finish(self) -> None:
-        self.say(peak_mb=peak_mb())
+    def asked(self) -> str:
+        """Wait for the parent to ask for a step, by a word; "" when it has no more to ask."""
+        return sys.stdin.readline().strip()
 
 
 def _gpu() -> Any:
@@ -56,35 +54,47 @@ def settle() -> None:
         gpu.synchronize()
 
 
-def _timed(step: Callable[[], Mapping[str, float]]) -> dict[str, float]:
+def timed(step: Callable[[], Mapping[str, float]]) -> dict[str, float]:
+    """What the step returns (`units` of work, and what else it knows) and the seconds that it took."""
     began = time.perf_counter()
     done = step()
     settle()
     return {**done, "seconds": time.perf_counter() - began}
 
 
-def serve(
-    step: Callable[[], Mapping[str, float]],
-    meter: Meter,
-    first: Callable[[], Mapping[str, float]] | None = None,
-) -> None:
-    """Run `step` whenever the parent asks; it returns the `units` of work that it did, and what else it knows. `first`:
-    the part of a step before its last units, such as reading the prompts, timed after each step."""
+def serve(answer: Callable[[str], Mapping[str, float]], meter: Meter) -> None:
+    """Answer each time the parent asks."""
     meter.say(ready=1)
-    while meter.wanted():
-        done = _timed(step)
-        part = {} if first is None else {f"first_{name}": value for name, value in _timed(first).items()}
-        meter.say(**done, **part)
-    meter.finish()
+    while word := meter.asked():
+        meter.say(**answer(word), peak_mb=peak_mb())
 
 
-def serve_decoding(decode: Callable[[int], float], options: Mapping[str, Any], meter: Meter) -> None:
-    """Steps of `decode(new tokens a row)`, which returns how many it wrote; alone, the first token of each row tells
-    what reading the prompts costs."""
-    serve(lambda: {"units": decode(options["new_tokens"])}, meter, lambda: {"units": decode(1)})
+Decode: TypeAlias = Callable[[list[list[int]], int, int], float]  # prompts, answers to each, new tokens -> tokens
 
 
-def decoding_inputs() -> tuple[str, list[list[int]], dict[str, Any]]:
-    """Model, prompts as tokens, and options of a decoding job, from its command line: decode MODEL PROMPTS OPTIONS."""
-    _, model, data, options = sys.argv[1:5]
-    return model, json.loads(Path(data).read_text(encoding="utf-8")), json.loads(options)
+def serve_decoding(decode: Decode, inputs: "Inputs", meter: Meter) -> None:
+    """Decode the shape that the parent asks for, with all new tokens and with one: what that one takes is what reading
+    the prompts costs."""
+
+    def answer(word: str) -> dict[str, float]:
+        prompts, group = inputs.shapes[word]
+        whole = timed(lambda: {"units": decode(prompts, group, inputs.options["new_tokens"])})
+        first = timed(lambda: {"units": decode(prompts, group, 1)})
+        return whole | {f"first_{name}": value for name, value in first.items()}
+
+    serve(answer, meter)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A decoding job's command line: decode MODEL SHAPES OPTIONS. Shapes are prompts as tokens and the number of
+    answers to each, by name."""
+
+    model: str
+    shapes: dict[str, tuple[list[list[int]], int]]
+    options: dict[str, Any]
+
+    @classmethod
+    def read(cls) -> "Inputs":
+        _, model, shapes, options = sys.argv[1:5]
+        return cls(model, json.loads(Path(shapes).read_text(encoding="utf-8")), json.loads(options))

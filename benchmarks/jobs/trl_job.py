@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from protocol import Meter, settle
+from protocol import Meter, peak_mb, settle
 from transformers import TrainerCallback
 
 OPTIONS = json.loads(sys.argv[4])
@@ -29,14 +29,13 @@ class Steps(TrainerCallback):
         self.meter.say(ready=1)
 
     def on_step_begin(self, args, state, control, **_):
-        if not self.meter.wanted():
-            self.meter.finish()
+        if not self.meter.asked():
             os._exit(0)
         self.began = time.perf_counter()
 
     def on_step_end(self, *_, **__):
         settle()
-        self.meter.say(units=self.units, seconds=time.perf_counter() - self.began)
+        self.meter.say(units=self.units, seconds=time.perf_counter() - self.began, peak_mb=peak_mb())
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Decoding by vLLM on the CPU, a step at a time: vllm_job.py decode MODEL PROMPTS OPTIONS (see cpu.py).
+"""Decoding by vLLM on the CPU, a step at a time: vllm_job.py decode MODEL SHAPES OPTIONS (see cpu.py).
 
 The prompts and lengths of our_job.py's decoding; prefix caching is on, and what a step before left there is forgotten.
 OPTIONS also holds prompt_tokens and compile.
@@ -9,14 +9,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from protocol import Meter, decoding_inputs, serve_decoding
+from protocol import Inputs, Meter, serve_decoding
 
 OPENMP = Path(sys.prefix) / "lib" / "libiomp5.so"  # which its manual asks to preload
 
 
 def main() -> None:
     meter = Meter()
-    model, prompts, options = decoding_inputs()
+    inputs = Inputs.read()
+    options = inputs.options
     cores = sorted(os.sched_getaffinity(0))[: options["threads"]]
     os.environ |= {
         "VLLM_CPU_KVCACHE_SPACE": "2",
@@ -28,22 +29,22 @@ def main() -> None:
     from vllm import LLM, SamplingParams  # reads those settings as it is imported
 
     engine: Any = LLM(
-        model=model,
+        model=inputs.model,
         dtype="bfloat16" if options["dtype"] == "bf16" else "float32",
         max_model_len=options["prompt_tokens"] + options["new_tokens"],
         max_num_seqs=128,
         enable_prefix_caching=True,
         enforce_eager=not options["compile"],
     )
-    wanted = [{"prompt_token_ids": prompt} for prompt in prompts for _ in range(options["group"])]
 
-    def decode(new: int) -> int:
+    def decode(prompts: list[list[int]], group: int, new: int) -> int:
+        wanted = [{"prompt_token_ids": prompt} for prompt in prompts for _ in range(group)]
         sampling = SamplingParams(temperature=1.0, max_tokens=new, min_tokens=new, ignore_eos=True)
         engine.reset_prefix_cache()
         made = engine.generate(wanted, sampling, use_tqdm=False)
         return sum(len(answer.outputs[0].token_ids) for answer in made)
 
-    serve_decoding(decode, options, meter)
+    serve_decoding(decode, inputs, meter)
 
 
 if __name__ == "__main__":
