@@ -44,7 +44,7 @@ class ForestLayout:
         return {}
 
     def blocks(self, window: int | None, dtype: torch.dtype) -> list[Block]:
-        """Blocks of attention with their biases in a dtype; keys that the window hides from all of a block are left out."""
+        """Blocks of attention with biases in a dtype; keys that the window hides from all of a block are left out."""
         known = self._blocks.get((window, dtype))
         if known is None:
             places = self.positions.tolist()
@@ -272,15 +272,15 @@ class _Rows:
     def _cut(self, node: int) -> Iterator[Rows]:
         """A node's rows in equal parts, each with all that it sees; ranges that touch are one."""
         start, stop = self.ranges[node]
+        seen: list[tuple[int, int]] = []
+        for first, last in (self.ranges[ancestor] for ancestor in self.ancestors[node]):
+            if seen and seen[-1][1] == first:
+                first = seen.pop()[0]
+            seen.append((first, last))
         parts = -(-(stop - start) // ROWS)
-        above: list[tuple[int, int]] = []
-        for a, b in (self.ranges[ancestor] for ancestor in self.ancestors[node][:-1]):
-            above[-1:] = [(above[-1][0], b)] if above and above[-1][1] == a else [*above[-1:], (a, b)]
         for part in range(parts):
-            first, last = (start + (stop - start) * (part + more) // parts for more in (0, 1))
-            joined = bool(above) and above[-1][1] == start
-            keys = [*above[:-1], (above[-1][0], last)] if joined else [*above, (start, last)]
-            yield Rows(first, last, tuple(keys))
+            first, last = (start + (stop - start) * edge // parts for edge in (part, part + 1))
+            yield Rows(first, last, (*seen[:-1], (seen[-1][0], last)))
 
     def _read(self, tree_index: int, node_index: int, tree: Tree, start: int, before: int | None, branch: int) -> None:
         node = tree.nodes[node_index]

@@ -31,13 +31,96 @@ def token_logprobs(
     2019): pass the sampler's. ValueError when temperature <= 0.
     """
 
-    def read(hidden: Tensor, targets: Tensor, weight: Tensor) -> tuple[Tensor, Tensor | None]:
-        logp = _log_softmax(hidden, weight, temperature, softcap)
-        chosen = logp.gather(-1, targets[:, None]).squeeze(-1)
-        return chosen, -torch.linalg.vecdot(logp.exp(), logp) if entropy else None
+    if temperature <= 0:
+        raise ValueError(f"temperature is {temperature}, but log-probabilities need one above 0")
+    chunk = chunk or max(1, ELEMENTS // len(weight))
+    logprobs, entropies = _token_logprobs(hidden, weight, targets, temperature, softcap, chunk, entropy)
+    return logprobs, entropies if entropy else None
 
-    parts = _by_chunk(read, (hidden, targets), (weight,), chunk)
-    return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts]) if entropy else None
+
+class _TokenLogprobs(torch.autograd.Function):
+    """With z the logits before cap and temperature, y = cap(z) / T, p = softmax(y), H the entropy of p, and gradients g
+    of log p_t and e of H: dy = g (1_t - p) - e p (log p + H). A row's g only scales it: where no entropy is asked for,
+    (p - 1_t) goes into the products as it is, and with a frozen head already in the forward pass, whose logits then
+    need not be made twice."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        temperature: float,
+        softcap: float | None,
+        chunk: int,
+        entropy: bool,
+    ) -> tuple[Tensor, Tensor]:
+        ahead = ctx.needs_input_grad[0] and not ctx.needs_input_grad[1] and not entropy
+        logprobs, entropies = (torch.zeros(len(hidden), device=hidden.device) for _ in range(2))
+        slopes = torch.empty_like(hidden) if ahead else hidden.new_empty(0)
+        for rows in _slices(len(hidden), chunk):
+            logits, slope = _logits(hidden[rows], weight, temperature, softcap, ahead)
+            logp, at = torch.log_softmax(logits, dim=-1), targets[rows, None]
+            logprobs[rows] = logp.gather(-1, at)[:, 0]
+            if entropy:
+                entropies[rows] = -torch.linalg.vecdot(logp.exp(), logp)
+            if ahead:
+                apart = logp.exp_().scatter_add_(-1, at, logp.new_full(at.shape, -1.0))
+                slopes[rows] = _times(apart, slope).to(hidden.dtype) @ weight.to(hidden.dtype)
+        ctx.save_for_backward(hidden, weight, targets, entropies, slopes)
+        ctx.options = temperature, softcap, chunk, entropy, ahead
+        return logprobs, entropies
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, targets, entropies, slopes = ctx.saved_tensors
+        temperature, softcap, chunk, entropy, ahead = ctx.options
+        g = (-grads[0] / temperature)[:, None]
+        if ahead:
+            return slopes * g.to(hidden.dtype), *(None,) * 6
+        d_hidden = torch.empty_like(hidden)
+        d_weight: Tensor | None = None
+        for rows in _slices(len(hidden), chunk):
+            states, scale = hidden[rows], g[rows]
+            logits, slope = _logits(states, weight, temperature, softcap, True)
+            one = logits.new_full((len(states), 1), -1.0)
+            if entropy:
+                logp = torch.log_softmax(logits, dim=-1)
+                apart = logp.exp() * (scale - grads[1][rows, None] * (logp + entropies[rows, None]) / temperature)
+                apart.scatter_add_(-1, targets[rows, None], one * scale)
+                scale = torch.ones_like(scale)
+            else:
+                apart = torch.softmax(logits, dim=-1).scatter_add_(-1, targets[rows, None], one)
+            apart = _times(apart, slope).to(hidden.dtype)
+            d_hidden[rows] = (apart @ weight.to(hidden.dtype)) * scale.to(hidden.dtype)
+            if ctx.needs_input_grad[1]:
+                part = (apart.T @ (states * scale.to(hidden.dtype))).float()
+                d_weight = part if d_weight is None else d_weight.add_(part)
+        return d_hidden, None if d_weight is None else d_weight.to(weight.dtype), *(None,) * 5
+
+
+_token_logprobs: Any = _TokenLogprobs.apply
+
+
+def _slices(length: int, size: int) -> list[slice]:
+    return [slice(start, min(start + size, length)) for start in range(0, length, size)]
+
+
+def _logits(
+    hidden: Tensor, weight: Tensor, temperature: float, softcap: float | None, slope: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Logits in fp32 after cap and temperature, and where asked for (and not 1) the cap's slope at each."""
+    # Cast per chunk, not once: the chunks' gradients then add up in the weight's own, wider dtype.
+    logits = (hidden @ weight.to(hidden.dtype).T).float()
+    found = None
+    if softcap is not None:
+        squashed = torch.tanh(logits / softcap)
+        logits, found = softcap * squashed, 1 - squashed.square() if slope else None
+    return logits / temperature if temperature != 1 else logits, found
+
+
+def _times(tensor: Tensor, factor: Tensor | None) -> Tensor:
+    return tensor if factor is None else tensor.mul_(factor)
 
 
 class Compared(NamedTuple):
@@ -79,11 +162,7 @@ def compared_logprobs(
 def _log_softmax(hidden: Tensor, weight: Tensor, temperature: float, softcap: float | None) -> Tensor:
     if temperature <= 0:
         raise ValueError(f"temperature is {temperature}, but log-probabilities need one above 0")
-    # Cast per chunk, not once: the chunks' gradients then add up in the weight's own, wider dtype.
-    logits = (hidden @ weight.to(hidden.dtype).T).float()
-    if softcap is not None:
-        logits = softcap * torch.tanh(logits / softcap)
-    return torch.log_softmax(logits / temperature if temperature != 1 else logits, dim=-1)
+    return torch.log_softmax(_logits(hidden, weight, temperature, softcap, False)[0], dim=-1)
 
 
 def _by_chunk(
