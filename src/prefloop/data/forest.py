@@ -12,8 +12,10 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
 
 from prefloop.ops.attention import Traits, attend
+from prefloop.ops.flex import NARROWEST, flex_attend, forest_mask
 from prefloop.types import PrefloopError, Tree
 
 DENSE = 512  # a tree of up to so many tokens is one block of attention; a longer one is a block for each node
@@ -56,8 +58,20 @@ class ForestLayout:
             self._biases[index, window] = known
         return known
 
+    @cached_property
+    def _masks(self) -> dict[int | None, BlockMask]:
+        return {}
+
+    def mask(self, window: int | None) -> BlockMask:
+        """The same as one mask of the whole row, for `flex_attend`."""
+        if window not in self._masks:
+            self._masks[window] = forest_mask(self.positions, self.nodes, self.visible, window)
+        return self._masks[window]
+
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, traits: Traits) -> Tensor:
-        """Attention of the whole row, block by block: [H, T, D] x [Hk, T, D] -> [H, T, D]."""
+        """Attention of the whole row, block by block: [H, T, D] x [Hk, T, D] -> [H, T, D]. On a GPU by one kernel."""
+        if query.is_cuda and query.shape[-1] >= NARROWEST:
+            return flex_attend(query, key, value, self.mask(traits.window), traits)
         outputs = []
         for index, block in enumerate(self.blocks):
             rows = query[:, block.start : block.stop]
