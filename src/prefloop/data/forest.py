@@ -6,7 +6,7 @@ token of every branch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -14,16 +14,18 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
-from prefloop.ops.attention import Traits, attend
+from prefloop.ops.attention import Traits
+from prefloop.ops.blocks import Block, attend_blocks
 from prefloop.ops.flex import NARROWEST, flex_attend, forest_mask
 from prefloop.types import PrefloopError, Tree
 
-DENSE = 512  # a tree of up to so many tokens is one block of attention; a longer one is a block for each node
+DENSE = 96  # a tree of up to so many tokens is one block of attention
+ROWS = 128  # queries of a block, at most, in a larger tree: it is cut by nodes, and those by rows
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
-    """Rows of queries, and the row ranges of the keys they may see (ancestors in order, then their own)."""
+class Rows:
+    """Rows of queries, and the row ranges of the keys that some of them see (ancestors in order, then their own)."""
 
     start: int
     stop: int
@@ -34,29 +36,38 @@ class Block:
 class ForestLayout:
     """Who sees whom in a forest: a token sees its ancestors and its own past, within the window in tree positions."""
 
-    blocks: tuple[Block, ...]
+    rows: tuple[Rows, ...]
     positions: Tensor  # [T]
     nodes: Tensor  # [T], index of the token's node in the forest
     visible: Tensor  # [nodes, nodes] bool: is the second an ancestor of the first, or itself
 
     @cached_property
-    def _biases(self) -> dict[tuple[int, int | None], Tensor]:
+    def _blocks(self) -> dict[tuple[int | None, torch.dtype], list[Block]]:
         return {}
 
-    def bias(self, index: int, window: int | None) -> Tensor:
-        """[L, S] fp32 of one block: 0 where the query sees the key, -inf elsewhere."""
-        known = self._biases.get((index, window))
+    def blocks(self, window: int | None, dtype: torch.dtype) -> list[Block]:
+        """Blocks of attention with their biases in a dtype; keys that the window hides from all of a block are left out."""
+        known = self._blocks.get((window, dtype))
         if known is None:
-            block = self.blocks[index]
-            rows = torch.arange(block.start, block.stop, device=self.positions.device)
-            keys = torch.cat([torch.arange(a, b, device=self.positions.device) for a, b in block.keys])
-            gap = self.positions[rows][:, None] - self.positions[keys][None, :]
-            seen = self.visible[self.nodes[rows]][:, self.nodes[keys]] & (gap >= 0)
-            if window is not None:
-                seen &= gap < window
-            known = torch.zeros(seen.shape, device=seen.device).masked_fill_(~seen, float("-inf"))
-            self._biases[index, window] = known
+            places = self.positions.tolist()
+            known = self._blocks[window, dtype] = [self._block(rows, window, dtype, places) for rows in self.rows]
         return known
+
+    def _block(self, rows: Rows, window: int | None, dtype: torch.dtype, places: Sequence[int]) -> Block:
+        ranges = rows.keys
+        if window is not None:
+            first = places[rows.start] - window + 1  # rows of one node rise, as keys of one range do
+            cut = ((start + max(0, first - places[start]), stop) for start, stop in ranges)
+            ranges = tuple((start, stop) for start, stop in cut if start < stop)
+        device = self.positions.device
+        queries = torch.arange(rows.start, rows.stop, device=device)
+        keys = torch.cat([torch.arange(start, stop, device=device) for start, stop in ranges])
+        gap = self.positions[queries][:, None] - self.positions[keys][None, :]
+        seen = self.visible[self.nodes[queries]][:, self.nodes[keys]] & (gap >= 0)
+        if window is not None:
+            seen &= gap < window
+        bias = torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill_(~seen, float("-inf"))
+        return Block(rows.start, rows.stop, ranges, bias)
 
     @cached_property
     def _masks(self) -> dict[int | None, BlockMask]:
@@ -69,20 +80,10 @@ class ForestLayout:
         return self._masks[window]
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, traits: Traits) -> Tensor:
-        """Attention of the whole row, block by block: [H, T, D] x [Hk, T, D] -> [H, T, D]. On a GPU by one kernel."""
+        """Attention of the whole row: [H, T, D] x [Hk, T, D] -> [H, T, D]. On a GPU by one kernel."""
         if query.is_cuda and query.shape[-1] >= NARROWEST:
             return flex_attend(query, key, value, self.mask(traits.window), traits)
-        outputs = []
-        for index, block in enumerate(self.blocks):
-            rows = query[:, block.start : block.stop]
-            keys, values = _columns(key, block.keys), _columns(value, block.keys)
-            outputs.append(attend(rows, keys, values, self.bias(index, traits.window), traits))
-        return torch.cat(outputs, dim=1)
-
-
-def _columns(tensor: Tensor, ranges: Sequence[tuple[int, int]]) -> Tensor:
-    parts = [tensor[:, start:stop] for start, stop in ranges]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        return attend_blocks(query, key, value, self.blocks(traits.window, query.dtype), traits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,7 +240,7 @@ class _Rows:
         self.nodes: list[int] = []
         self.ancestors: list[list[int]] = []
         self.ranges: list[tuple[int, int]] = []
-        self.blocks: list[Block] = []
+        self.blocks: list[Rows] = []
         self.targets: list[int] = []
         self.sources: list[int] = []
         self.branch_of: list[int] = []
@@ -273,15 +274,27 @@ class _Rows:
             before = self.ranges[parent][1] - 1 if parent is not None else None
             self._read(tree_index, index, tree, start, before, branch.get(index, -1))
         if len(self.tokens) - first_row <= DENSE:
-            self.blocks.append(Block(first_row, len(self.tokens), ((first_row, len(self.tokens)),)))
+            self.blocks.append(Rows(first_row, len(self.tokens), ((first_row, len(self.tokens)),)))
         else:
             for node_row in range(first_node, len(self.ranges)):
-                keys = tuple(self.ranges[a] for a in self.ancestors[node_row])
-                self.blocks.append(Block(*self.ranges[node_row], keys))
+                self.blocks += self._cut(node_row)
         for pair in tree.pairs:
             if pair.a not in branch or pair.b not in branch:
                 raise ValueError(f"tree {tree.id}: a pair names a node that is not a leaf")
             self.pairs.append((branch[pair.a], branch[pair.b], pair.target, pair.weight, pair.margin))
+
+    def _cut(self, node: int) -> Iterator[Rows]:
+        """A node's rows in equal parts, each with all that it sees; ranges that touch are one."""
+        start, stop = self.ranges[node]
+        parts = -(-(stop - start) // ROWS)
+        above: list[tuple[int, int]] = []
+        for a, b in (self.ranges[ancestor] for ancestor in self.ancestors[node][:-1]):
+            above[-1:] = [(above[-1][0], b)] if above and above[-1][1] == a else [*above[-1:], (a, b)]
+        for part in range(parts):
+            first, last = (start + (stop - start) * (part + more) // parts for more in (0, 1))
+            joined = bool(above) and above[-1][1] == start
+            keys = [*above[:-1], (above[-1][0], last)] if joined else [*above, (start, last)]
+            yield Rows(first, last, tuple(keys))
 
     def _read(self, tree_index: int, node_index: int, tree: Tree, start: int, before: int | None, branch: int) -> None:
         node = tree.nodes[node_index]
