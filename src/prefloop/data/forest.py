@@ -12,9 +12,11 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
 
 from prefloop.ops.attention import Traits
 from prefloop.ops.blocks import Block, attend_blocks
+from prefloop.ops.flex import NARROWEST, flex_attend, forest_mask
 from prefloop.types import PrefloopError, Tree
 
 DENSE = 96  # a tree of up to so many tokens is one block of attention
@@ -67,8 +69,20 @@ class ForestLayout:
         bias = torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill_(~seen, float("-inf"))
         return Block(rows.start, rows.stop, ranges, bias)
 
+    @cached_property
+    def _masks(self) -> dict[int | None, BlockMask]:
+        return {}
+
+    def mask(self, window: int | None) -> BlockMask:
+        """The same as one mask of the whole row, for `flex_attend`."""
+        if window not in self._masks:
+            self._masks[window] = forest_mask(self.positions, self.nodes, self.visible, window)
+        return self._masks[window]
+
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, traits: Traits) -> Tensor:
-        """Attention of the whole row: [H, T, D] x [Hk, T, D] -> [H, T, D]."""
+        """Attention of the whole row: [H, T, D] x [Hk, T, D] -> [H, T, D]. On a GPU by one kernel."""
+        if query.is_cuda and query.shape[-1] >= NARROWEST:
+            return flex_attend(query, key, value, self.mask(traits.window), traits)
         return attend_blocks(query, key, value, self.blocks(traits.window, query.dtype), traits)
 
 

@@ -34,6 +34,7 @@ class Decoder:
         self.model = model
         self.trunk = model.get_decoder()
         self.frozen: dict[nn.Module, tuple[Product, ...]] = {}
+        self.kept: dict[nn.Module, tuple[Product, ...]] = {}
         self.load()
 
     @staticmethod
@@ -52,6 +53,11 @@ class Decoder:
         products = self.frozen.get(part) or pack(part)
         if not any(p.requires_grad for p in part.parameters()):
             self.frozen[part] = products
+        elif not products[0].packed:
+            kept = self.kept.setdefault(part, products)
+            for old, new in zip(kept, products, strict=True):
+                old.take(new)
+            return kept
         return products
 
     @torch.no_grad()
@@ -80,10 +86,17 @@ class Product:
 
     @torch.no_grad()
     def __init__(self, *linears: Any) -> None:
-        weight = torch.cat([merged_weight(linear) for linear in linears])
+        weights = [merged_weight(linear) for linear in linears]
+        weight = weights[0] if len(weights) == 1 else torch.cat(weights)
         self.bias = None if linears[0].bias is None else torch.cat([linear.bias for linear in linears])
         self.packed = weight.device.type == "cpu" and _onednn_packs(weight.dtype)
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS) if self.packed else weight
+
+    def take(self, other: Product) -> None:
+        """Another's values in this one's memory, which captured graphs read."""
+        self.weight.copy_(other.weight)
+        if self.bias is not None and other.bias is not None:
+            self.bias.copy_(other.bias)
 
     def __call__(
         self, x: Tensor, then: Literal["none", "swish", "mul", "add"] = "none", other: Tensor | None = None
@@ -121,6 +134,8 @@ def _onednn_packs(dtype: torch.dtype) -> bool:
 
 def _normed(states: Tensor, norm: Any) -> Tensor:
     """RMS normalisation in fp32, in fewer passes than torch's own makes on a CPU."""
+    if states.is_cuda:
+        return nn.functional.rms_norm(states, norm.weight.shape, norm.weight, norm.variance_epsilon)
     length = torch.linalg.vector_norm(states, dim=-1, keepdim=True, dtype=torch.float32)
     scale = length.square_().div_(states.shape[-1]).add_(norm.variance_epsilon).rsqrt_()
     return torch.mul(states * scale, norm.weight, out=torch.empty_like(states))

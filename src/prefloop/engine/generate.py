@@ -4,6 +4,8 @@ requests take their place, within a budget of memory."""
 from __future__ import annotations
 
 import functools
+import itertools
+import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 from prefloop.data.chat import decode
 from prefloop.engine.cache import Cache, Reading, Sharing, Step
 from prefloop.engine.decode import Decoder
+from prefloop.engine.graphs import StaticCache, StaticStep, Steps, capturable
 from prefloop.engine.verbs import Request, Weights
 from prefloop.models.attention import Layout
 from prefloop.models.load import LoadedModel, stop_token_ids
@@ -66,6 +69,7 @@ class _Batch:
     def __init__(self, queue: Sequence[tuple[_Prompt, Request]], cache: Cache, max_rows: int) -> None:
         self.queue, self.cache = deque(queue), cache
         self.shared = len({id(prompt) for prompt, _ in queue}) < len(queue)
+        self.whole = not self.shared or isinstance(cache, StaticCache)  # rows keep their prompts too
         self.max_rows = self.full = min(max_rows, len(queue))
         self.rows: list[_Row] = []
         self.prompts: list[_Prompt] = []  # those whose keys and values are shared, by slot
@@ -73,7 +77,7 @@ class _Batch:
 
     def own(self, prompt: _Prompt, request: Request) -> int:
         """Tokens that a row will have kept itself when it ends: the last one drawn is never read."""
-        return request.sampling.max_tokens - 1 + (0 if self.shared else len(prompt.tokens))
+        return request.sampling.max_tokens - 1 + (len(prompt.tokens) if self.whole else 0)
 
     def fits(self, rows: Sequence[tuple[_Prompt, Request]], prompts: Sequence[_Prompt]) -> bool:
         longest = max((self.own(*row) for row in rows), default=0)
@@ -131,10 +135,13 @@ class LocalSampler:
     ) -> None:
         self.context, self.max_rows, self.cache_mb, self.checkpoint = context, max_rows, cache_mb, checkpoint
         self.decoder: Decoder | None = None
+        self.steps: Steps | None = None
         self.load(Weights(0, loaded))
 
     def load(self, weights: Weights) -> None:
         """Serve these weights from now on."""
+        if self.steps is not None and weights.content.model is not self.loaded.model:
+            self.steps = None
         self.version = weights.version
         self.loaded: LoadedModel = weights.content
         model: Any = self.loaded.model
@@ -146,6 +153,7 @@ class LocalSampler:
         self.unembedding: nn.Module = model.get_output_embeddings()
         self.softcap: float | None = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
         self.device = next(self.trunk.parameters()).device
+        self.static = self.device.type == "cuda"
         self.stops = stop_token_ids(self.loaded.tokenizer, self.loaded.model)
 
     @torch.no_grad()
@@ -154,8 +162,8 @@ class LocalSampler:
         context or in the cache."""
         if not requests:
             return
-        cache = Cache(self._empty(), self.cache_mb * 2**20)
-        batch = _Batch(_queue(requests), cache, self.max_rows)
+        queue = _queue(requests)
+        batch = _Batch(queue, self._cache(queue), self.max_rows)
         self._check(batch)
         while batch.queue or batch.rows:
             first, fresh = len(batch.rows), batch.admit()
@@ -163,7 +171,9 @@ class LocalSampler:
                 self._read(batch, first, fresh)
                 states = [row.prompt.state for row in batch.rows[first:] if row.prompt.state is not None]
                 yield from self._draw(batch, self._logits(torch.stack(states)), first)
-            if batch.rows:
+            if batch.rows and self.steps is not None:
+                yield from self._take(batch, 0, *self._replayed(batch, self.steps))
+            elif batch.rows:
                 yield from self._draw(batch, self._logits(self._step(batch)), 0)
 
     def _check(self, batch: _Batch) -> None:
@@ -179,6 +189,27 @@ class LocalSampler:
                     f"Prompt {request.prompt_id!r} has {size}, whose keys and values do not fit into {self.cache_mb} "
                     "MiB; raise engine.cache_mb, shorten it or lower max_tokens."
                 )
+
+    def _cache(self, queue: Sequence[tuple[_Prompt, Request]]) -> Cache:
+        """Room for keys and values; where steps are static it is kept, with their graphs, until more is needed."""
+        empty, budget = self._empty(), self.cache_mb * 2**20
+        if not self.static:
+            return Cache(empty, budget)
+        cache = StaticCache(empty, budget)
+        prompts = {id(prompt): len(prompt.tokens) for prompt, _ in queue}
+        rows, length = min(self.max_rows, len(queue)), max(len(p.tokens) + r.sampling.max_tokens for p, r in queue) - 1
+
+        def needs(rows: int) -> tuple[int, int, int, int]:
+            return rows, length, math.ceil(rows * len(prompts) / len(queue)), max(prompts.values())
+
+        while rows > 1 and not cache.fits(*needs(rows)):
+            rows = -(-rows // 2)
+        if self.steps is None or not self.steps.cache.fits(*needs(rows)):
+            self.steps = None  # its memory is free before the next is taken
+            cache.rows.resize(rows, length)
+            self.steps = Steps(self._static_step, cache, self.device, capturable(self.loaded.model))
+        self.steps.cache.clear()
+        return self.steps.cache
 
     def _empty(self) -> dict[int, Tensor]:
         layout, token = _Empty(), torch.zeros(1, dtype=torch.long, device=self.device)
@@ -203,6 +234,11 @@ class LocalSampler:
             for prompt, state in zip(fresh, self._states(tokens, layout.positions, layout), strict=False):
                 prompt.state = state
             fresh, sizes = fresh[count:], sizes[count:]
+        if batch.shared and isinstance(cache, StaticCache):
+            for prompt, rows in itertools.groupby(batch.rows[first:], key=lambda row: row.prompt):
+                last = first + len(list(rows))
+                cache.copy(batch.prompts.index(prompt), first, last)
+                first = last
 
     def _step(self, batch: _Batch) -> Tensor:
         layout = batch.step(self.device)
@@ -211,7 +247,26 @@ class LocalSampler:
         batch.cache.rows.lengths = [length + 1 for length in batch.cache.rows.lengths]
         return states
 
-    def _states(self, tokens: Tensor, positions: Tensor, layout: Step | Reading) -> Tensor:
+    def _replayed(self, batch: _Batch, steps: Steps) -> tuple[list[int], list[float]]:
+        lengths = batch.cache.rows.lengths
+        made = steps.run(
+            [
+                (row.tokens[-1], length, row.request.sampling.temperature, row.uniforms[len(row.tokens)])
+                for row, length in zip(batch.rows, lengths, strict=True)
+            ]
+        )
+        batch.cache.rows.lengths = [length + 1 for length in lengths]
+        return made
+
+    def _static_step(self, given: Tensor, length: int) -> Tensor:
+        """Token, position, temperature and uniform number [N, 4] -> the token drawn and its log-prob [N, 2]."""
+        assert self.steps is not None
+        tokens, at = given[:, :2].long().unbind(1)
+        states = self._states(tokens, at, StaticStep(self.steps.cache.rows, at, length))
+        drawn, logprobs = draw(self._logits(states), given[:, 2].float(), given[:, 3], softcap=self.softcap)
+        return torch.stack([drawn.double(), logprobs.double()], dim=1)
+
+    def _states(self, tokens: Tensor, positions: Tensor, layout: Step | Reading | StaticStep) -> Tensor:
         if self.decoder is not None:
             return self.decoder.step(tokens, positions, layout)
         states = self._hidden(tokens, positions, layout)
@@ -228,12 +283,18 @@ class LocalSampler:
         return states @ cast(Tensor, self.unembedding.weight).T
 
     def _draw(self, batch: _Batch, logits: Tensor, first: int) -> Iterator[Completion]:
-        """Draw one token for each row from `first` on; rows that end are yielded and leave."""
+        """Draw one token for each row from `first` on."""
         rows = batch.rows[first:]
         temperatures = torch.tensor([row.request.sampling.temperature for row in rows], device=logits.device)
         uniforms = torch.tensor([row.uniforms[len(row.tokens)] for row in rows], device=logits.device)
         tokens, logprobs = draw(logits, temperatures, uniforms, softcap=self.softcap)
-        for row, token, logprob in zip(rows, tokens.tolist(), logprobs.tolist(), strict=True):
+        yield from self._take(batch, first, tokens.tolist(), logprobs.tolist())
+
+    def _take(
+        self, batch: _Batch, first: int, tokens: Sequence[int], logprobs: Sequence[float]
+    ) -> Iterator[Completion]:
+        """A token more for each row from `first` on; those that end are yielded and leave."""
+        for row, token, logprob in zip(batch.rows[first:], tokens, logprobs, strict=True):
             row.tokens.append(token)
             row.logprobs.append(logprob)
         for index in range(len(batch.rows) - 1, first - 1, -1):
