@@ -1,6 +1,7 @@
 """Log-probabilities, entropy and exact KL from hidden states, in chunks: an R x V matrix never exists.
 
-R tokens read, V vocabulary, D width. Where a gradient is needed a chunk's logits are recomputed in backward.
+R tokens read, V vocabulary, D width. For the gradient a fixed amount is kept, and the logits of other chunks are
+recomputed in backward.
 """
 
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 ELEMENTS = 2**24  # of R x V at a time, where the caller names no number of rows: 64 MiB in float32
+KEPT = 2**26  # of R x V at most that wait for the backward pass, whatever R and V; what is over is made again
 
 
 def token_logprobs(
@@ -40,9 +42,8 @@ def token_logprobs(
 
 class _TokenLogprobs(torch.autograd.Function):
     """With z the logits before cap and temperature, y = cap(z) / T, p = softmax(y), H the entropy of p, and gradients g
-    of log p_t and e of H: dy = g (1_t - p) - e p (log p + H). A row's g only scales it: where no entropy is asked for,
-    (p - 1_t) goes into the products as it is, and with a frozen head already in the forward pass, whose logits then
-    need not be made twice."""
+    of log p_t and e of H: dy = g (1_t - p) - e p (log p + H). Where no entropy is asked for, a row's g only scales
+    p - 1_t, which goes into the products as it is: with a frozen head already in the forward pass."""
 
     @staticmethod
     def forward(
@@ -55,46 +56,53 @@ class _TokenLogprobs(torch.autograd.Function):
         chunk: int,
         entropy: bool,
     ) -> tuple[Tensor, Tensor]:
-        ahead = ctx.needs_input_grad[0] and not ctx.needs_input_grad[1] and not entropy
+        learns, frozen = ctx.needs_input_grad[0] and not entropy, not ctx.needs_input_grad[1]
         logprobs, entropies = (torch.zeros(len(hidden), device=hidden.device) for _ in range(2))
-        slopes = torch.empty_like(hidden) if ahead else hidden.new_empty(0)
+        slopes = torch.empty_like(hidden) if learns and frozen else hidden.new_empty(0)
+        kept: list[Tensor] = []
         for rows in _slices(len(hidden), chunk):
-            logits, slope = _logits(hidden[rows], weight, temperature, softcap, ahead)
+            keep = learns and (frozen or rows.stop * len(weight) <= KEPT)
+            logits, slope = _logits(hidden[rows], weight, temperature, softcap, keep)
             logp, at = torch.log_softmax(logits, dim=-1), targets[rows, None]
             logprobs[rows] = logp.gather(-1, at)[:, 0]
             if entropy:
                 entropies[rows] = -torch.linalg.vecdot(logp.exp(), logp)
-            if ahead:
-                apart = logp.exp_().scatter_add_(-1, at, logp.new_full(at.shape, -1.0))
-                slopes[rows] = _times(apart, slope).to(hidden.dtype) @ weight.to(hidden.dtype)
-        ctx.save_for_backward(hidden, weight, targets, entropies, slopes)
-        ctx.options = temperature, softcap, chunk, entropy, ahead
+            if keep:
+                apart = _apart(logp.exp_(), at, slope).to(hidden.dtype)
+                if frozen:
+                    slopes[rows] = apart @ weight.to(hidden.dtype)
+                else:
+                    kept.append(apart)
+        ctx.save_for_backward(hidden, weight, targets, entropies, slopes, *kept)
+        ctx.options = temperature, softcap, chunk, entropy
         return logprobs, entropies
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, targets, entropies, slopes = ctx.saved_tensors
-        temperature, softcap, chunk, entropy, ahead = ctx.options
-        g = (-grads[0] / temperature)[:, None]
-        if ahead:
-            return slopes * g.to(hidden.dtype), *(None,) * 6
+        hidden, weight, targets, entropies, slopes, *kept = ctx.saved_tensors
+        temperature, softcap, chunk, entropy = ctx.options
+        scales = (-grads[0] / temperature)[:, None]
+        if len(slopes):
+            return slopes * scales.to(hidden.dtype), *(None,) * 6
         d_hidden = torch.empty_like(hidden)
         d_weight: Tensor | None = None
-        for rows in _slices(len(hidden), chunk):
-            states, scale = hidden[rows], g[rows]
-            logits, slope = _logits(states, weight, temperature, softcap, True)
-            one = logits.new_full((len(states), 1), -1.0)
-            if entropy:
-                logp = torch.log_softmax(logits, dim=-1)
-                apart = logp.exp() * (scale - grads[1][rows, None] * (logp + entropies[rows, None]) / temperature)
-                apart.scatter_add_(-1, targets[rows, None], one * scale)
-                scale = torch.ones_like(scale)
+        for index, rows in enumerate(_slices(len(hidden), chunk)):
+            scale, at = scales[rows], targets[rows, None]
+            if index < len(kept):
+                apart = kept[index]
             else:
-                apart = torch.softmax(logits, dim=-1).scatter_add_(-1, targets[rows, None], one)
-            apart = _times(apart, slope).to(hidden.dtype)
-            d_hidden[rows] = (apart @ weight.to(hidden.dtype)) * scale.to(hidden.dtype)
+                logits, slope = _logits(hidden[rows], weight, temperature, softcap, True)
+                if entropy:
+                    logp = torch.log_softmax(logits, dim=-1)
+                    apart = logp.exp() * (scale - grads[1][rows, None] * (logp + entropies[rows, None]) / temperature)
+                    apart = _apart(apart, at, slope, scale).to(hidden.dtype)
+                    scale = torch.ones_like(scale)
+                else:
+                    apart = _apart(torch.softmax(logits, dim=-1), at, slope).to(hidden.dtype)
+            scale = scale.to(hidden.dtype)
+            d_hidden[rows] = (apart @ weight.to(hidden.dtype)) * scale
             if ctx.needs_input_grad[1]:
-                part = (apart.T @ (states * scale.to(hidden.dtype))).float()
+                part = (apart.T @ (hidden[rows] * scale)).float()
                 d_weight = part if d_weight is None else d_weight.add_(part)
         return d_hidden, None if d_weight is None else d_weight.to(weight.dtype), *(None,) * 5
 
@@ -119,8 +127,11 @@ def _logits(
     return logits / temperature if temperature != 1 else logits, found
 
 
-def _times(tensor: Tensor, factor: Tensor | None) -> Tensor:
-    return tensor if factor is None else tensor.mul_(factor)
+def _apart(p: Tensor, at: Tensor, slope: Tensor | None, scale: Tensor | None = None) -> Tensor:
+    """p - scale x 1_t (scale 1 by default), times the cap's slope, in place."""
+    one = p.new_ones(at.shape) if scale is None else scale
+    apart = p.scatter_add_(-1, at, -one)
+    return apart if slope is None else apart.mul_(slope)
 
 
 class Compared(NamedTuple):
