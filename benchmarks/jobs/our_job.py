@@ -98,7 +98,7 @@ def _with_reference(learner: Any, trees: list[Tree]) -> list[Tree]:
 def _grouped(
     job: str, learner: Any, loaded: Any, engine: EngineConfig, encoder: Encoder, prompts: list[Prompt]
 ) -> Step:
-    sampler = build_sampler(loaded, "bench")
+    sampler = build_sampler(loaded, "bench", engine)
     group = OPTIONS["group"]
     samplings = [Sampling(max_tokens=OPTIONS["new_tokens"])] * group
     each = OPTIONS["batch"] // group
@@ -134,7 +134,7 @@ def _grouped(
 
 def decoding(job: str, loaded: Any, engine: EngineConfig, data: str) -> Step:
     """`rows` prompts of `prompt_tokens` tokens, `group` answers each, all of `new_tokens` tokens; units are tokens."""
-    sampler = build_sampler(loaded, "bench")
+    sampler = build_sampler(loaded, "bench", engine)
     sampler.stops = frozenset()
     prompts = [tuple(prompt) for prompt in prompts_of(data, loaded.tokenizer, OPTIONS)]
     sampling = Sampling(max_tokens=OPTIONS["new_tokens"])

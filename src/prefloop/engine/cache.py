@@ -136,7 +136,7 @@ class Step:
     and the row's own.
     """
 
-    last = None
+    last: Tensor | None = None
 
     def __init__(self, cache: Cache, sharing: Sharing | None, device: torch.device) -> None:
         self.cache, self.sharing = cache, sharing
