@@ -40,7 +40,7 @@ def main() -> None:
     use_threads(engine)
     loaded = load(model, engine)
     if job == "decode":
-        serve_decoding(decoding(loaded, json.loads(Path(data).read_text(encoding="utf-8"))), OPTIONS, meter)
+        serve_decoding(decoding(loaded, engine, json.loads(Path(data).read_text(encoding="utf-8"))), OPTIONS, meter)
     else:
         serve(training(job, loaded, engine, data), meter)
 
@@ -118,7 +118,7 @@ def _with_reference(learner: Any, trees: list[Tree]) -> list[Tree]:
 def _grouped(
     job: str, learner: Any, loaded: Any, engine: EngineConfig, encoder: Encoder, prompts: list[Prompt]
 ) -> Step:
-    sampler = build_sampler(loaded, "bench")
+    sampler = build_sampler(loaded, "bench", engine)
     group = OPTIONS["group"]
     samplings = [Sampling(max_tokens=OPTIONS["new_tokens"])] * group
     each = OPTIONS["batch"] // group
@@ -152,9 +152,9 @@ def _grouped(
     return step
 
 
-def decoding(loaded: Any, prompts: list[list[int]]) -> Callable[[int], float]:
+def decoding(loaded: Any, engine: EngineConfig, prompts: list[list[int]]) -> Callable[[int], float]:
     """Writes `group` answers to each prompt, all of as many tokens as asked for."""
-    sampler = build_sampler(loaded, "bench")
+    sampler = build_sampler(loaded, "bench", engine)
     sampler.stops = frozenset()
     seeds = itertools.count()
 

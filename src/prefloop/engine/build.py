@@ -79,8 +79,17 @@ def build_encoder(loaded: LoadedModel) -> Encoder:
     return Encoder(tokenizer, stop, context_length(loaded.model))
 
 
-def build_sampler(loaded: LoadedModel, checkpoint: str, max_rows: int = 128) -> LocalSampler:
-    return LocalSampler(loaded, context=context_length(loaded.model), max_rows=max_rows, checkpoint=checkpoint)
+def build_sampler(
+    loaded: LoadedModel, checkpoint: str, engine: EngineConfig, *, max_rows: int = 128, int8: bool = False
+) -> LocalSampler:
+    return LocalSampler(
+        loaded,
+        context=context_length(loaded.model),
+        max_rows=max_rows,
+        cache_mb=engine.cache_mb,
+        checkpoint=checkpoint,
+        int8=int8,
+    )
 
 
 def build_learner(

@@ -128,12 +128,21 @@ class _Batch:
 
 
 class LocalSampler:
-    """Samples from a model in this process. `cache_mb` bounds the keys and values that it keeps."""
+    """Samples from a model in this process, at most `max_rows` answers at a time and within `cache_mb` MiB of keys and
+    values. `int8`: by a quantised copy of its weights (see decode.Int8Product)."""
 
     def __init__(
-        self, loaded: LoadedModel, *, context: int, max_rows: int = 128, cache_mb: int = 2048, checkpoint: str = ""
+        self,
+        loaded: LoadedModel,
+        *,
+        context: int,
+        max_rows: int = 128,
+        cache_mb: float = 2048,
+        checkpoint: str = "",
+        int8: bool = False,
     ) -> None:
         self.context, self.max_rows, self.cache_mb, self.checkpoint = context, max_rows, cache_mb, checkpoint
+        self.int8 = int8
         self.decoder: Decoder | None = None
         self.steps: Steps | None = None
         self.load(Weights(0, loaded))
@@ -148,12 +157,18 @@ class LocalSampler:
         if self.decoder is not None and self.decoder.model is model:
             self.decoder.load()
         else:
-            self.decoder = Decoder(model) if Decoder.suits(model) else None
+            self.decoder = Decoder(model, self.int8) if Decoder.suits(model) else None
+            self.empty: dict[int, Tensor] | None = None
         self.trunk: nn.Module = model.get_decoder()
         self.unembedding: nn.Module = model.get_output_embeddings()
         self.softcap: float | None = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
         self.device = next(self.trunk.parameters()).device
         self.static = self.device.type == "cuda"
+        if self.int8 and (self.decoder is None or self.device.type != "cpu"):
+            raise PrefloopError(
+                f"{self.loaded.name} cannot write in int8: that takes a model like Llama on a CPU; set rollout_dtype "
+                "to 'same'."
+            )
         self.stops = stop_token_ids(self.loaded.tokenizer, self.loaded.model)
 
     @torch.no_grad()
@@ -184,6 +199,8 @@ class LocalSampler:
                     f"Prompt {request.prompt_id!r} has {size}, more than the model's context of {self.context}; "
                     "shorten it or lower max_tokens."
                 )
+            if "" in request.sampling.stop:
+                raise PrefloopError(f"Prompt {request.prompt_id!r} has an empty stop string; leave it out.")
             if not batch.fits([(prompt, request)], [prompt] * batch.shared):
                 raise PrefloopError(
                     f"Prompt {request.prompt_id!r} has {size}, whose keys and values do not fit into {self.cache_mb} "
@@ -192,7 +209,7 @@ class LocalSampler:
 
     def _cache(self, queue: Sequence[tuple[_Prompt, Request]]) -> Cache:
         """Room for keys and values; where steps are static it is kept, with their graphs, until more is needed."""
-        empty, budget = self._empty(), self.cache_mb * 2**20
+        empty, budget = self._empty(), int(self.cache_mb * 2**20)
         if not self.static:
             return Cache(empty, budget)
         cache = StaticCache(empty, budget)
@@ -212,9 +229,12 @@ class LocalSampler:
         return self.steps.cache
 
     def _empty(self) -> dict[int, Tensor]:
-        layout, token = _Empty(), torch.zeros(1, dtype=torch.long, device=self.device)
-        self._hidden(token, token, layout)
-        return layout.layers
+        """Nothing yet of each layer's keys and values, in their shapes."""
+        if self.empty is None:
+            layout, token = _Empty(), torch.zeros(1, dtype=torch.long, device=self.device)
+            self._hidden(token, token, layout)
+            self.empty = layout.layers
+        return self.empty
 
     def _read(self, batch: _Batch, first: int, fresh: Sequence[_Prompt]) -> None:
         """Read the prompts of the rows from `first` on that are not read yet."""
@@ -231,7 +251,8 @@ class LocalSampler:
             store.lengths += sizes[:count]
             layout = Reading(store, slot, self.device)
             tokens = torch.tensor([token for prompt in fresh[:count] for token in prompt.tokens], device=self.device)
-            for prompt, state in zip(fresh, self._states(tokens, layout.positions, layout), strict=False):
+            states = self._states(tokens, layout.positions, layout)
+            for prompt, state in zip(fresh[:count], states, strict=True):
                 prompt.state = state
             fresh, sizes = fresh[count:], sizes[count:]
         if batch.shared and isinstance(cache, StaticCache):
@@ -299,18 +320,31 @@ class LocalSampler:
             row.logprobs.append(logprob)
         for index in range(len(batch.rows) - 1, first - 1, -1):
             row = batch.rows[index]
-            stopped = row.tokens[-1] in self.stops
-            if stopped or len(row.tokens) == row.request.sampling.max_tokens:
+            ending = self._ending(row)
+            if ending is not None:
                 batch.drop(index)
-                yield self._completion(row, "stop" if stopped else "length")
+                yield self._completion(row, *ending)
 
-    def _completion(self, row: _Row, reason: FinishReason) -> Completion:
-        written = row.tokens[:-1] if reason == "stop" else row.tokens
+    def _ending(self, row: _Row) -> tuple[FinishReason, str] | None:
+        """Why an answer ends with the token just drawn, and its text; None while it goes on."""
+        sampling, tokenizer = row.request.sampling, self.loaded.tokenizer
+        if row.tokens[-1] in self.stops or row.tokens[-1] in sampling.stop_tokens:
+            return "stop", decode(tokenizer, row.tokens[:-1])
+        last = len(row.tokens) == sampling.max_tokens
+        if not last and not sampling.stop:
+            return None
+        text = decode(tokenizer, row.tokens)
+        found = [place for place in map(text.find, sampling.stop) if place >= 0]
+        if found:
+            return "stop", text[: min(found)]
+        return ("length", text) if last else None
+
+    def _completion(self, row: _Row, reason: FinishReason, text: str) -> Completion:
         return Completion(
             id=row.request.id,
             prompt_id=row.request.prompt_id,
             segments=(Segment(author="policy", tokens=tuple(row.tokens), logprobs=tuple(row.logprobs)),),
-            text=decode(self.loaded.tokenizer, written),
+            text=text,
             finish_reason=reason,
             sampling=row.request.sampling,
             seed=row.request.seed,
