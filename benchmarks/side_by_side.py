@@ -116,7 +116,11 @@ def side_by_side(
         for name, command in commands.items():
             try:
                 jobs[name] = stack.enter_context(started(device, *command))
-                jobs[name].answer()
+            except EndedError as error:
+                failed[name] = str(error)
+        for name, job in jobs.items():  # they load at the same time
+            try:
+                job.answer()
             except EndedError as error:
                 failed[name] = str(error)
         for _ in range(warm + counted):

@@ -2,9 +2,13 @@
 
 import importlib.util
 import json
+import os
+import subprocess
 import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,8 +19,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
+from prefloop.data import jsonl
 from prefloop.evals.winrate import SliceRate
-from prefloop.models.tiny import tiny_model
+from prefloop.models.load import LoadedModel
+from prefloop.models.tiny import tiny_model, tiny_tokenizer
+from prefloop.types import Pair
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
@@ -32,7 +39,8 @@ def script(name: str) -> ModuleType:
 
 sys.path.insert(0, str(FOLDER))  # as for a script that runs there
 quickstart, kl_control, cpu = script("quickstart.py"), script("claims/kl_control.py"), script("cpu.py")
-ceiling, side_by_side = script("ceiling.py"), script("side_by_side.py")
+ceiling, side_by_side, table = script("ceiling.py"), script("side_by_side.py"), script("table.py")
+growth, exactness = script("growth.py"), script("exactness.py")
 
 
 def row(model: str, prompt: str, score: float, text: str = "yes", part: str = "format") -> dict[str, Any]:
@@ -196,8 +204,106 @@ def test_ceilings_are_measured() -> None:
     assert ceiling.product_gflops(torch.float32, "cpu", 0.01) > 0 and ceiling.copy_gb("cpu", 0.01) > 0
 
 
+def test_growth_of_a_small_point() -> None:
+    point = growth.Point(trees=2, prompt=8, branches=3, response=4, vocabulary=8192)
+    shared, apart = growth.trees_of(point), growth.trees_of(point, shared=False)
+    assert [len(t.nodes) for t in shared] == [4] * 2 and [len(t.nodes) for t in apart] == [2] * 6
+    assert apart[4].nodes == (shared[1].nodes[0], shared[1].nodes[2])
+    assert growth.exponent([1, 2, 4], [3, 12, 48]) == pytest.approx(2.0)
+    rows = [{"seconds": 2.0, "other_mb": 8.0}, {"seconds": 4.0, "other_mb": 8.0}]
+    assert growth.curve([1, 2], rows)["time_exponent"] == pytest.approx(1.0)
+    curves = {"vocabulary": growth.curve([1, 2], rows)}
+    assert growth.holds(curves, [{"reached": 0.85}]) == {"sharing": True, "memory_independent_of_vocabulary": True}
+    rows[1]["other_mb"] = 8.9
+    curves = {"vocabulary": growth.curve([1, 2], rows)}
+    assert growth.holds(curves, [{"reached": 0.84}]) == {"sharing": False, "memory_independent_of_vocabulary": False}
+
+
+def test_a_random_llama_is_the_same_each_time() -> None:
+    a, b = (growth.random_llama(300, torch.float32).model for _ in range(2))
+    assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
+
+
+def test_the_plain_path_of_loss_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both paths on a tiny model; a wrong pair would show at once."""
+    monkeypatch.setattr(exactness, "STEPS", 3)
+    trees = [replace(t, nodes=t.nodes[:3], pairs=(Pair(a=1, b=2),)) for t in exactness.random_trees(3)]
+    loaded = LoadedModel(tiny_model(), tiny_tokenizer(), "tiny", "")
+    for method in ("sft", "dpo"):
+        found = exactness.curves(lambda: deepcopy(loaded), trees, method, 1e-3)
+        assert found["largest_difference"] < 1e-5
+        assert found["ours"][0] != found["ours"][2]
+
+
+def test_a_familys_gradient_error() -> None:
+    assert 0 < exactness.family_error("llama", exactness.random_trees(2)) < 1e-5
+
+
+def whole_results() -> dict[str, Any]:
+    made = side_by_side.Measured
+    ours = made(rate=6.0, gflops=300.0, peak_mb=900.0, decode_rate=7.0)
+    peers = {name: made(rate=1.0, gflops=None, peak_mb=3000.0, decode_rate=1.5) for name in table.NAMES}
+    jobs = {
+        job: cpu.summary(job, {"ours": ours} | {n: peers[n] for n in names}, {}, 400.0)
+        for job, names in cpu.PEERS.items()
+    }
+    jobs["decode_one"] = cpu.summary("decode_one", {"ours": ours}, {"vllm_cpu": "Illegal | instruction"}, 8.0)
+    rates = {"fp32_gflops": 170.0, "bf16_gflops": 700.0, "copy_gb": 20.0}
+    packed = {"packed_ms": {"1": 30.0}, "packed_gflops": {"1": 9.0}}
+    point = {"tokens": 1.0, "seconds": 2.0, "peak_mb": 9.0, "state_mb": 3.0, "other_mb": 4.0}
+    curves = {name: growth.curve([1, 2], [point, point]) for name in growth.CURVES}
+    sharing = [{"P": 64, "R": 256, "G": 2, "ratio": 1.1, "ideal": 1.3, "reached": 0.9}]
+    exact = {
+        "gradient_errors_fp32": {"llama": 2e-5},
+        "bf16": {"ratio": 1.1},
+        "curves": {"random/sft": {"largest_difference": 1e-6}},
+    }
+    machine = {"machine": quickstart.machine()}
+    run = {"threads": 2, "dtype": "fp32", "plan": {"counted": 8}, "ceiling": rates | packed}
+    return {
+        "cpu": machine | run | jobs,
+        "growth": machine | {"curves": curves, "sharing": sharing},
+        "exactness": machine | exact,
+    }
+
+
+def test_the_page_of_all_benchmarks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results = whole_results()
+    for name, found in results.items():
+        jsonl.write_atomic(tmp_path / "results" / f"{name}.json", json.dumps(found))
+    assert table.main(["--folder", str(tmp_path), "--json"]) == 1  # two bars are missed
+    printed = json.loads(capsys.readouterr().out)["bars"]
+    assert [bar["claim"].split(":")[0] for bar in printed if bar["holds"] is False] == [
+        "decode_distinct",
+        "decode_grouped",
+        "fp32 gradients",
+    ]
+    page = (tmp_path / "README.md").read_text()
+    assert "| dpo: ours / best of TRL | 6 | >= 5.5 | yes |" in page
+    assert "| decode_one: ours / generate | not measured | >= 2 |  |" in page
+    assert "- decode_one, vLLM: Illegal | instruction" in page
+    assert "| decode_distinct | tokens/s | 6 |" in page and "| 64 | 256 | 2 | 1.30 | 1.10 | 0.90 |" in page
+    for name in ("ratios-cpu.svg", "growth.svg"):
+        assert name in page and ET.parse(tmp_path / name).getroot().tag.endswith("svg")
+    assert "## One GPU\n\nNot measured." in page
+
+
+def test_what_was_not_measured_is_no_missed_bar(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert table.main(["--folder", str(tmp_path)]) == 0
+    assert all(bar["holds"] is None for bar in json.loads(capsys.readouterr().out)["bars"])
+
+
+def test_without_a_gpu_one_sentence_says_so() -> None:
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    done = subprocess.run(
+        [sys.executable, str(FOLDER / "gpu.py")], capture_output=True, text=True, env=environment, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert "no NVIDIA GPU" in done.stderr
+
+
 def test_scripts_explain_themselves(capsys: pytest.CaptureFixture[str]) -> None:
-    mains: list[Callable[[list[str]], int]] = [quickstart.main, kl_control.main, cpu.main]
+    mains: list[Callable[[list[str]], int]] = [m.main for m in (quickstart, kl_control, cpu, growth, exactness, table)]
     for main in mains:
         with pytest.raises(SystemExit) as caught:
             main(["--help"])

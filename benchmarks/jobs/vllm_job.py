@@ -1,6 +1,7 @@
 """Decoding by vLLM on the CPU, a step at a time: vllm_job.py decode MODEL PROMPTS OPTIONS (see cpu.py).
 
 The prompts and lengths of our_job.py's decoding; prefix caching is on, and what a step before left there is forgotten.
+OPTIONS also holds prompt_tokens and compile.
 """
 
 import os
@@ -32,6 +33,7 @@ def main() -> None:
         max_model_len=options["prompt_tokens"] + options["new_tokens"],
         max_num_seqs=128,
         enable_prefix_caching=True,
+        enforce_eager=not options["compile"],
     )
     wanted = [{"prompt_token_ids": prompt} for prompt in prompts for _ in range(options["group"])]
 
