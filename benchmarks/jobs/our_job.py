@@ -1,6 +1,7 @@
 """A job by this program, a step at a time: our_job.py JOB MODEL DATA OPTIONS (see cpu.py, which calls it).
 
-OPTIONS is JSON: dtype, batch, group, new_tokens, threads, rows and prompt_tokens (of the decoding jobs), token_budget.
+DATA holds comparisons as JSON lines; of the job "decode", prompts as lists of tokens. OPTIONS is JSON: dtype, threads,
+batch, group, new_tokens.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from protocol import prompts_of, serve
+from protocol import Meter, serve, serve_decoding
 
 from prefloop.configs.shared import EngineConfig, OptimConfig
 from prefloop.data.forest import tree_tokens
@@ -27,18 +28,21 @@ from prefloop.stages.sampling import sample_groups
 from prefloop.types import Message, Preference, Prompt, Sampling, Tree
 
 OPTIONS: dict[str, Any] = {}
+BUDGET = 4096  # tokens of a forest
 Step = Callable[[], dict[str, float]]
 
 
 def main() -> None:
     job, model, data = sys.argv[1:4]
     OPTIONS.update(json.loads(sys.argv[4]))
-    engine = EngineConfig(
-        dtype=OPTIONS["dtype"], threads=OPTIONS["threads"], token_budget=OPTIONS.get("token_budget", 4096)
-    )
+    meter = Meter()
+    engine = EngineConfig(dtype=OPTIONS["dtype"], threads=OPTIONS["threads"], token_budget=BUDGET)
     use_threads(engine)
     loaded = load(model, engine)
-    serve({"decode": decoding}.get(job, training)(job, loaded, engine, data))
+    if job == "decode":
+        serve_decoding(decoding(loaded, json.loads(Path(data).read_text(encoding="utf-8"))), OPTIONS, meter)
+    else:
+        serve(training(job, loaded, engine, data), meter)
 
 
 def training(job: str, loaded: Any, engine: EngineConfig, data: str) -> Step:
@@ -62,6 +66,8 @@ def training(job: str, loaded: Any, engine: EngineConfig, data: str) -> Step:
         trees = [answer_tree(pair.prompt, pair.items[:1], encoder) for pair in pairs]
     else:
         trees = preference_trees(pairs, encoder)
+    if job == "forest":
+        return _forest(learner, loaded, trees)
     batches = itertools.cycle([trees[i : i + OPTIONS["batch"]] for i in range(0, len(trees), OPTIONS["batch"])])
     loss = {"sft": "sft", "reward": "bradley_terry", "dpo": "dpo"}[job]
 
@@ -74,6 +80,20 @@ def training(job: str, loaded: Any, engine: EngineConfig, data: str) -> Step:
         learner.forward_backward(batch, loss, {"beta": 0.1} if job == "dpo" else {})
         learner.optim_step(1e-6, 1e-6)
         return {"units": len(batch), "gflop": sum(passes) * gflop(loaded, batch, head=job != "reward")}
+
+    return step
+
+
+def _forest(learner: Any, loaded: Any, trees: list[Tree]) -> Step:
+    """Forward and backward of one forest, as full as comparisons make it, over every token of their answers."""
+    chosen: list[Tree] = []
+    for tree in trees:
+        if sum(map(tree_tokens, [*chosen, tree])) <= BUDGET:
+            chosen.append(tree)
+
+    def step() -> dict[str, float]:
+        learner.forward_backward(chosen, "sft", {})
+        return {"units": sum(map(tree_tokens, chosen)), "gflop": 3 * gflop(loaded, chosen, head=True)}
 
     return step
 
@@ -132,23 +152,27 @@ def _grouped(
     return step
 
 
-def decoding(job: str, loaded: Any, engine: EngineConfig, data: str) -> Step:
-    """`rows` prompts of `prompt_tokens` tokens, `group` answers each, all of `new_tokens` tokens; units are tokens."""
+def decoding(loaded: Any, prompts: list[list[int]]) -> Callable[[int], float]:
+    """Writes `group` answers to each prompt, all of as many tokens as asked for."""
     sampler = build_sampler(loaded, "bench")
     sampler.stops = frozenset()
-    prompts = [tuple(prompt) for prompt in prompts_of(data, loaded.tokenizer, OPTIONS)]
-    sampling = Sampling(max_tokens=OPTIONS["new_tokens"])
     seeds = itertools.count()
 
-    def step() -> dict[str, float]:
+    def decode(new: int) -> float:
         requests = [
-            Request(id=f"{i}/{k}", prompt_id=str(i), tokens=prompt, sampling=sampling, seed=next(seeds))
+            Request(
+                id=f"{i}/{k}",
+                prompt_id=str(i),
+                tokens=tuple(prompt),
+                sampling=Sampling(max_tokens=new),
+                seed=next(seeds),
+            )
             for i, prompt in enumerate(prompts)
             for k in range(OPTIONS["group"])
         ]
-        return {"units": sum(len(completion.tokens) for completion in sampler.generate(requests))}
+        return sum(len(completion.tokens) for completion in sampler.generate(requests))
 
-    return step
+    return decode
 
 
 if __name__ == "__main__":

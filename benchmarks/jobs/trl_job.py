@@ -1,7 +1,7 @@
 """A training job by TRL, a step at a time: trl_job.py JOB MODEL DATA OPTIONS (see cpu.py, which calls it).
 
-OPTIONS is JSON: setting ("default" or "best": no gradient checkpointing; both keep fp32 weights and compute in bf16),
-batch, max_length, group, new_tokens, threads.
+OPTIONS is JSON: batch, max_length, group, new_tokens, threads, dtype and setting: "default"; "best" without gradient
+checkpointing, faster where memory suffices; "bf16" that with pure bf16 weights, in which small updates round away.
 """
 
 import json
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from protocol import Meter
+from protocol import Meter, settle
 from transformers import TrainerCallback
 
 OPTIONS = json.loads(sys.argv[4])
@@ -35,6 +35,7 @@ class Steps(TrainerCallback):
         self.began = time.perf_counter()
 
     def on_step_end(self, *_, **__):
+        settle()
         self.meter.say(units=self.units, seconds=time.perf_counter() - self.began)
 
 
@@ -46,7 +47,7 @@ def main() -> None:
     common = {
         "output_dir": tempfile.mkdtemp(),
         "bf16": OPTIONS["dtype"] == "bf16",
-        "use_cpu": True,
+        "use_cpu": not torch.cuda.is_available(),
         "per_device_train_batch_size": OPTIONS["batch"],
         "learning_rate": 1e-6,
         "num_train_epochs": 100,
@@ -55,8 +56,10 @@ def main() -> None:
         "logging_strategy": "no",
         "disable_tqdm": True,
     }
-    if OPTIONS["setting"] == "best":
+    if OPTIONS["setting"] != "default":
         common["gradient_checkpointing"] = False
+    if OPTIONS["setting"] == "bf16":
+        common["model_init_kwargs"] = {"dtype": "bfloat16"}
     callbacks = [Steps(meter, OPTIONS["batch"])]
     trainer(job, model, rows, common, callbacks).train()
 

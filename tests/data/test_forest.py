@@ -255,6 +255,11 @@ def test_packs_hold_every_tree_once_within_the_budget(sizes: list[int], ranks: i
     assert len(packs) % ranks == 0
 
 
+def test_packs_are_of_even_size_where_they_can_be() -> None:
+    assert pack([sized(n) for n in (30, 30, 20, 20, 10, 10)], 70) == [[0, 2, 4], [1, 3, 5]]
+    assert pack([sized(n) for n in (40, 30, 30, 20, 20)], 70) == [[0, 1], [2, 3, 4]]  # evenly, the last would not fit
+
+
 def test_packs_that_cannot_be() -> None:
     with pytest.raises(PrefloopError, match="Tree 'long' has 51 tokens, over the budget of 50"):
         pack([sized(3), sized(51, "long")], 50)

@@ -57,5 +57,8 @@ class EngineConfig(Config):
     """CPU threads; 0 takes every core this process may use."""
     token_budget: int = Field(default=4096, ge=1)
     """Tokens in one forest (micro-batch)."""
+    recompute: bool = False
+    """Keep only what enters each layer and run the layer again in the backward pass (activation checkpointing): less
+    memory, about a third more time for an update."""
     trust_remote_code: bool = False
     """Let a hub model run its own Python code. Only for repositories you have read."""

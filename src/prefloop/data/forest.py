@@ -46,7 +46,7 @@ class ForestLayout:
         return {}
 
     def blocks(self, window: int | None, dtype: torch.dtype) -> list[Block]:
-        """Blocks of attention with their biases in a dtype; keys that the window hides from all of a block are left out."""
+        """Blocks of attention with biases in a dtype; keys that the window hides from all of a block are left out."""
         known = self._blocks.get((window, dtype))
         if known is None:
             places = self.positions.tolist()
@@ -171,26 +171,35 @@ def tree_tokens(tree: Tree) -> int:
 
 
 def pack(trees: Sequence[Tree], token_budget: int, ranks: int = 1) -> list[list[int]]:
-    """Indices of trees in micro-batches of at most `token_budget` tokens, first fit by falling size, as many for every
-    rank. Deterministic. Raises PrefloopError for a tree over the budget."""
+    """Indices of trees in micro-batches of at most `token_budget` tokens, as few as first fit by falling size finds and
+    as many for every rank, of even size where they can be. Deterministic. Raises PrefloopError for a tree over the
+    budget."""
     sizes = [tree_tokens(tree) for tree in trees]
     for tree, size in zip(trees, sizes, strict=True):
         if size > token_budget:
             raise PrefloopError(f"Tree {tree.id!r} has {size} tokens, over the budget of {token_budget}; raise it.")
-    bins: list[tuple[int, list[int]]] = []
-    for index in sorted(range(len(trees)), key=lambda i: (-sizes[i], i)):
-        place = next((k for k, (used, _) in enumerate(bins) if used + sizes[index] <= token_budget), None)
-        if place is None:
-            bins.append((sizes[index], [index]))
-        else:
-            bins[place] = (bins[place][0] + sizes[index], [*bins[place][1], index])
+    falling = sorted(range(len(trees)), key=lambda i: (-sizes[i], i))
+    bins: list[list[int]] = []
+    used: list[int] = []
+    for index in falling:
+        place = next((k for k, full in enumerate(used) if full + sizes[index] <= token_budget), len(bins))
+        if place == len(bins):
+            bins.append([])
+            used.append(0)
+        bins[place].append(index)
+        used[place] += sizes[index]
     while len(bins) % ranks:
-        place = max(range(len(bins)), key=lambda k: len(bins[k][1]))
-        if len(bins[place][1]) < 2:
+        largest = max(bins, key=len)
+        if len(largest) < 2:
             raise PrefloopError(f"{len(trees)} trees cannot be spread over {ranks} workers; give each step more trees.")
-        moved = bins[place][1].pop()
-        bins.append((sizes[moved], [moved]))
-    return [sorted(members) for _, members in bins]
+        bins.append([largest.pop()])
+    even: list[list[int]] = [[] for _ in bins]
+    used = [0] * len(bins)
+    for index in falling:
+        place = used.index(min(used))
+        even[place].append(index)
+        used[place] += sizes[index]
+    return [sorted(members) for members in (even if max(used, default=0) <= token_budget else bins)]
 
 
 def pieces(tree: Tree, token_budget: int) -> list[Piece]:
@@ -286,15 +295,15 @@ class _Rows:
     def _cut(self, node: int) -> Iterator[Rows]:
         """A node's rows in equal parts, each with all that it sees; ranges that touch are one."""
         start, stop = self.ranges[node]
+        seen: list[tuple[int, int]] = []
+        for first, last in (self.ranges[ancestor] for ancestor in self.ancestors[node]):
+            if seen and seen[-1][1] == first:
+                first = seen.pop()[0]
+            seen.append((first, last))
         parts = -(-(stop - start) // ROWS)
-        above: list[tuple[int, int]] = []
-        for a, b in (self.ranges[ancestor] for ancestor in self.ancestors[node][:-1]):
-            above[-1:] = [(above[-1][0], b)] if above and above[-1][1] == a else [*above[-1:], (a, b)]
         for part in range(parts):
-            first, last = (start + (stop - start) * (part + more) // parts for more in (0, 1))
-            joined = bool(above) and above[-1][1] == start
-            keys = [*above[:-1], (above[-1][0], last)] if joined else [*above, (start, last)]
-            yield Rows(first, last, tuple(keys))
+            first, last = (start + (stop - start) * edge // parts for edge in (part, part + 1))
+            yield Rows(first, last, (*seen[:-1], (seen[-1][0], last)))
 
     def _read(self, tree_index: int, node_index: int, tree: Tree, start: int, before: int | None, branch: int) -> None:
         node = tree.nodes[node_index]

@@ -42,7 +42,7 @@ def use_threads(engine: EngineConfig) -> None:
     torch.set_num_threads(engine.threads or available_cores())
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
-        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        libc.mallopt(M_TRIM_THRESHOLD, -1)  # never
         libc.mallopt(M_MMAP_THRESHOLD, 2**30)
 
 
@@ -101,7 +101,13 @@ def build_learner(
     if head is not None:
         head.to(next(loaded.model.parameters()).device)
     return LocalLearner(
-        loaded, optim=optim, token_budget=engine.token_budget, head=head, pooling=pooling, lora=lora is not None
+        loaded,
+        optim=optim,
+        token_budget=engine.token_budget,
+        head=head,
+        pooling=pooling,
+        lora=lora is not None,
+        recompute=engine.recompute,
     )
 
 

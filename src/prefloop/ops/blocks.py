@@ -19,8 +19,8 @@ Ranges = tuple[tuple[int, int], ...]
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Queries start..stop - 1, the ranges of keys that some of them see, in order, and the bias [L, S] that tells which:
-    0 where seen, -inf where not."""
+    """Queries start..stop - 1, the ranges of keys that some of them see, in order, and the bias [L, S] that tells
+    which: 0 where seen, -inf where not."""
 
     start: int
     stop: int
@@ -41,7 +41,13 @@ def attend_blocks(query: Tensor, key: Tensor, value: Tensor, blocks: Sequence[Bl
 class _Blocks(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, sinks: Tensor | None, blocks: Sequence[Block], traits: Traits
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        sinks: Tensor | None,
+        blocks: Sequence[Block],
+        traits: Traits,
     ) -> Tensor:
         heads, length, width = query.shape
         keys, values = _per_query_head(key, heads), _per_query_head(value, heads)
@@ -67,7 +73,8 @@ class _Blocks(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """With S the scores and P = softmax(S): dV = P' dO, dS = P x (dO V' - rowsum(P x dO V')), dQ = dS K, dK = dS' Q."""
+        """With S the scores and P = softmax(S): dV = P' dO, dP = dO V', dS = P x (dP - rowsum(P x dP)), dQ = dS K,
+        dK = dS' Q."""
         query, key, value, *saved = ctx.saved_tensors
         blocks: Sequence[Block] = ctx.blocks
         traits: Traits = ctx.traits
