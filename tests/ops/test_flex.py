@@ -12,6 +12,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from prefloop.ops.attention import Traits, attend
 from prefloop.ops.flex import BLOCK, flex_attend, forest_mask
 
+pytestmark = pytest.mark.filterwarnings("ignore:TensorFloat32")  # which fp32 on a GPU does without on purpose
 DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
 LISTS = [f"{full}{side}_{what}" for full in ("", "full_") for side in ("kv", "q") for what in ("num_blocks", "indices")]
 TRAITS = {
@@ -68,8 +69,8 @@ def evaluated(mask: BlockMask) -> Tensor:
         forest(0, 1, 1),
         forest(1, 5, 30),
         forest(2, 4, 60, flat=True),
-        forest(3, 3, 700),
-        forest(4, 2, 900, flat=True),
+        forest(3, 2, 500),
+        forest(4, 1, 600, flat=True),
         (torch.arange(2 * BLOCK), torch.zeros(2 * BLOCK, dtype=torch.long), torch.ones(1, 1, dtype=torch.bool)),
     ],
     ids=["one-token", "deep", "flat", "deep-long", "flat-long", "whole-blocks"],
@@ -86,9 +87,9 @@ def test_blocks_are_torchs_own(layout: Forest, window: int | None) -> None:
 
 def test_long_trees_have_blocks_of_every_kind() -> None:
     """The comparison above would not see a kind that never occurs."""
-    mask = forest_mask(*forest(3, 3, 700), None)
+    mask = forest_mask(*forest(3, 2, 500), None)
     whole, some = int(mask.full_kv_num_blocks.sum()), int(mask.kv_num_blocks.sum())
-    assert whole > 10 and some > 10 and whole + some < mask.kv_num_blocks.numel() ** 2 / 2
+    assert whole > 5 and some > 5 and whole + some < mask.kv_num_blocks.numel() ** 2 / 2
 
 
 def rows(layout: Forest, key_heads: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:

@@ -24,6 +24,8 @@ class _Fused(nn.Module):
     variance_epsilon: float
 
     def forward(self, hidden_states: Tensor) -> Tensor:
+        if hidden_states.is_cuda:  # where torch has a kernel for each pass
+            return nn.functional.rms_norm(hidden_states, self.weight.shape, self.weight, self.variance_epsilon)
         made: Tensor = _rms_norm(hidden_states, self.weight, self.variance_epsilon)
         return made
 
