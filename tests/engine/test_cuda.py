@@ -18,7 +18,6 @@ from prefloop.models.load import LoadedModel
 from prefloop.models.tiny import FAMILIES, tiny_model, tiny_tokenizer
 from prefloop.types import Checkpoint, Node, Sampling, Tree
 
-pytestmark = pytest.mark.filterwarnings("ignore:TensorFloat32")  # which fp32 on a GPU does without on purpose
 DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
 TOKENIZER = tiny_tokenizer()
 

@@ -20,7 +20,6 @@ from prefloop.models.lora import attach
 from prefloop.models.tiny import FAMILIES, tiny_model, tiny_tokenizer
 from prefloop.types import Completion, PrefloopError, Sampling
 
-pytestmark = pytest.mark.filterwarnings("ignore:TensorFloat32")  # which fp32 on a GPU does without on purpose
 TOKENIZER = tiny_tokenizer()
 STOPS = frozenset(range(0, 259, 8))
 DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()

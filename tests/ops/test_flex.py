@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.attention import flex_attention as flex_attention_module
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from prefloop.ops.attention import Traits, attend
 from prefloop.ops.flex import BLOCK, flex_attend, forest_mask
 
-pytestmark = pytest.mark.filterwarnings("ignore:TensorFloat32")  # which fp32 on a GPU does without on purpose
 DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
 LISTS = [f"{full}{side}_{what}" for full in ("", "full_") for side in ("kv", "q") for what in ("num_blocks", "indices")]
 TRAITS = {
@@ -109,8 +111,7 @@ def products(query: Tensor, key: Tensor, value: Tensor, layout: Forest, traits: 
 @pytest.mark.parametrize("device", DEVICES)
 def test_it_equals_the_products(device: str, name: str, key_heads: int) -> None:
     traits = TRAITS[name]
-    sinks = None if traits.sinks is None else traits.sinks.to(device)
-    on = Traits(traits.scaling, traits.window, traits.softcap, sinks)
+    on = traits if traits.sinks is None else replace(traits, sinks=traits.sinks.to(device))
     for layout in (forest(5, 3, 40), forest(7, 1, 9)):
         given = rows(layout, key_heads)
         mask = forest_mask(*(part.to(device) for part in layout), traits.window)
@@ -118,33 +119,25 @@ def test_it_equals_the_products(device: str, name: str, key_heads: int) -> None:
         torch.testing.assert_close(found.cpu(), products(*given, layout, traits), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("name", TRAITS)
 @pytest.mark.parametrize("device", DEVICES)
-def test_its_gradients_are_the_products(device: str, name: str) -> None:
-    """On a CPU, where the kernel has none, those of its formula: masked scores, and what a sink leaves of it."""
-    traits, layout = TRAITS[name], forest(5, 3, 40)
+def test_its_gradients_are_the_products(device: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch refuses gradients on a CPU, whose kernel has none; its plain formula, which runs here, has them."""
+    monkeypatch.setattr(flex_attention_module, "_validate_device", lambda *_: None)
+    layout, traits = forest(5, 3, 40), TRAITS[name]
     given = [part.requires_grad_() for part in rows(layout, 2)]
+    if traits.sinks is not None:
+        given.append(traits.sinks.clone().requires_grad_())
     weights = torch.randn(given[0].shape, generator=torch.Generator().manual_seed(1))
-    expected = torch.autograd.grad((products(*given, layout, traits) * weights).sum(), given)
+
+    def gradients(there: list[Tensor], attend: Callable[..., Tensor]) -> tuple[Tensor, ...]:
+        with_sinks = replace(traits, sinks=there[3]) if len(there) > 3 else traits
+        return torch.autograd.grad((attend(*there[:3], with_sinks) * weights.to(there[0].device)).sum(), there)
+
     mask = forest_mask(*(part.to(device) for part in layout), traits.window)
     there = [part.detach().to(device).requires_grad_() for part in given]
-    if device == "cuda":
-        sinks = None if traits.sinks is None else traits.sinks.to(device)
-        out = flex_attend(*there, mask, Traits(traits.scaling, traits.window, traits.softcap, sinks))
-    else:
-        out = formula(*there, evaluated(mask), traits)
-    found = torch.autograd.grad((out * weights.to(device)).sum(), there)
+    found = gradients(there, lambda q, k, v, t: flex_attend(q, k, v, mask, t))
+    expected = gradients(given, lambda q, k, v, t: products(q, k, v, layout, t))
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours.cpu(), theirs, atol=1e-5, rtol=1e-4)
-
-
-def formula(query: Tensor, key: Tensor, value: Tensor, seen: Tensor, traits: Traits) -> Tensor:
-    group = len(query) // len(key)
-    scores = query @ key.repeat_interleave(group, 0).mT * traits.scaling
-    if traits.softcap is not None:
-        scores = traits.softcap * torch.tanh(scores / traits.softcap)
-    scores = scores.masked_fill(~seen, float("-inf"))
-    out = scores.softmax(-1) @ value.repeat_interleave(group, 0)
-    if traits.sinks is None:
-        return out
-    return out * torch.sigmoid(scores.logsumexp(-1) - traits.sinks[:, None])[..., None]
