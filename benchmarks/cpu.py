@@ -185,9 +185,8 @@ def main(arguments: list[str] | None = None, device: str = "cpu") -> int:
     loaded = load_model(options.model, dtype=DTYPES[dtype], device=device)
     linears = Linears.of(loaded.model)
     seconds = {rows: linears.seconds(rows, device, plan.ceiling_seconds / 2) for rows in ROWS}
-    rows = rows_of(
-        read_preferences(options.data, skip_bad=True), loaded.tokenizer, plan.batch * (plan.warm + plan.counted)
-    )
+    count = max(ROWS_AT_LEAST, plan.batch * (plan.warm + plan.counted))
+    rows = rows_of(read_preferences(options.data, skip_bad=True), loaded.tokenizer, count, plan.longest)
     entries: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch:
         for job in options.jobs:

@@ -65,7 +65,7 @@ class Point:
 CURVES: dict[str, dict[int, Point]] = {
     "tokens": {n: Point(response=n // 4 - 64) for n in (512, 1024, 2048, 4096)},
     "branches": {g: Point(trees=1, prompt=512, branches=g, response=64) for g in (1, 2, 4, 8, 16)},
-    "vocabulary": {v: Point(vocabulary=v) for v in (32_768, 131_072, 262_144)},
+    "vocabulary": {v: Point(trees=2, vocabulary=v) for v in (32_768, 131_072, 262_144)},
     "context": {n: Point(trees=1, response=n - 64) for n in (512, 1024, 2048, 4096)},
     "batch": {n: Point(trees=n, token_budget=1024) for n in (4, 8, 16, 32)},
 }
@@ -200,7 +200,7 @@ def main(arguments: list[str] | None = None) -> int:
             rows = [processes.submit(measure, point, counted).result() for point in points.values()]
             curves[name] = curve(list(points), rows)
             print(name, json.dumps(curves[name]), file=sys.stderr, flush=True)
-        shared = processes.submit(sharing, cases, counted).result()
+        shared = processes.submit(sharing, cases, 3).result()
     answer = {
         "machine": machine(),
         "model": {"growth": f"random Llama, {LAYERS} layers, width {WIDTH}", "sharing": MODEL},
