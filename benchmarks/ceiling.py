@@ -32,10 +32,10 @@ def seconds_of(call: Callable[[], object], device: str, budget: float) -> float:
 
 
 def product_gflops(dtype: torch.dtype, device: str, budget: float) -> float:
-    """Best GFLOP/s of a product of two square matrices, as large as this machine multiplies in a twentieth of
-    `budget`."""
+    """Best GFLOP/s of a product of two square matrices, as large as this machine multiplies within `budget`
+    seconds."""
     best, size, seconds = 0.0, 128, 0.0
-    while size < LARGEST[device] and seconds * 8 < budget / 20:
+    while size < LARGEST[device] and seconds * 8 < budget:
         size *= 2
         a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
         seconds = seconds_of(partial(torch.matmul, a, b), device, budget / 4)
@@ -75,7 +75,9 @@ class Linears:
         weights = [*self.layers, self.head]
         dtype = self.head.dtype
         inputs = {w.shape[1]: torch.randn(rows, w.shape[1], device=device).to(dtype) for w in weights}
-        packs = [_stored] if device == "cuda" else [_stored, _onednn, *([_mkl] if dtype == torch.float32 else [])]
+        packs = [_stored]
+        if device == "cpu":
+            packs += [_onednn, _mkl] if dtype == torch.float32 else [_onednn] if _bf16_packs() else []
         ways = ([pack(w, inputs[w.shape[1]]) for w in weights] for pack in packs)
         return min(seconds_of(self._whole(way, device), device, budget) for way in ways)
 
@@ -102,6 +104,10 @@ def _stored(weight: Tensor, x: Tensor) -> Callable[[], Tensor]:
 def _onednn(weight: Tensor, x: Tensor) -> Callable[[], Tensor]:
     packed = torch.ops.mkldnn._reorder_linear_weight(weight, len(x))
     return lambda: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
+
+
+def _bf16_packs() -> bool:
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _mkl(weight: Tensor, x: Tensor) -> Callable[[], Tensor]:

@@ -3,10 +3,10 @@
     cpu.py --data PAIRS.jsonl [--trl PYTHON] [--vllm PYTHON] [--llama PYTHON] [--jobs sft dpo ...]
 
 Each job runs in processes of its own, ours and each peer's, which take their steps in turn (A B A B): two to warm up,
-eight that count, on the same rows of real comparisons, in bf16 where this machine multiplies it faster than it
-emulates it, else in fp32. `ceiling` is what plain products reach in the same run. Peers live in environments of their
-own, named by their Python; one that cannot run is null, with the reason under `not_measured`. QUICK=1 in the
-environment: less of everything. Writes benchmarks/results/cpu.json; exits 0 when everything was measured.
+eight that count, on the same rows of real comparisons, in bf16 where the hardware multiplies it, else in fp32.
+`ceiling` is what plain products reach in the same run. Peers live in environments of their own, named by their Python;
+one that cannot run is null, with the reason under `not_measured`. QUICK=1 in the environment: less of everything.
+Writes benchmarks/results/cpu.json; exits 0 when everything was measured.
 """
 
 import argparse
@@ -25,16 +25,16 @@ from ceiling import ROWS, Linears, copy_gb, product_gflops
 from quickstart import machine
 from side_by_side import Measured, quick, side_by_side
 
+from prefloop.configs.shared import EngineConfig
 from prefloop.data.chat import encode_prompt
 from prefloop.data.jsonl import read_preferences, write_atomic
 from prefloop.data.trees import Encoder
-from prefloop.engine.build import available_cores
+from prefloop.engine.build import available_cores, compute_dtype
 from prefloop.models.load import Tokenizer, load_model, locate
 from prefloop.types import Preference
 
 HERE = Path(__file__).parent
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-EMULATED = 0.5  # a precision below this share of the other's rate is not one to compute in
 NEW_TOKENS, PROMPT_TOKENS, GROUP = 48, 64, 8
 ROWS_AT_LEAST = 64  # comparisons, to fill a forest and the prompts of decoding
 TRAINING = {
@@ -178,10 +178,12 @@ def read_options(arguments: Sequence[str] | None, device: str) -> argparse.Names
 def main(arguments: list[str] | None = None, device: str = "cpu") -> int:
     """0 when everything was measured."""
     options = read_options(arguments, device)
+    if device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # to the jobs too
     began, plan = time.monotonic(), QUICK if quick() else Plan()
     torch.set_num_threads(options.threads)
     rates = {name: product_gflops(dtype, device, plan.ceiling_seconds) for name, dtype in DTYPES.items()}
-    dtype = "bf16" if rates["bf16"] >= EMULATED * rates["fp32"] else "fp32"
+    dtype = "bf16" if compute_dtype(EngineConfig()) == torch.bfloat16 else "fp32"
     loaded = load_model(options.model, dtype=DTYPES[dtype], device=device)
     linears = Linears.of(loaded.model)
     seconds = {rows: linears.seconds(rows, device, plan.ceiling_seconds / 2) for rows in ROWS}
@@ -203,7 +205,7 @@ def main(arguments: list[str] | None = None, device: str = "cpu") -> int:
                 known |= {"new_tokens": plan.new_tokens, "max_length": plan.longest}
                 data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
             programs = commands(job, options, str(data), known)
-            found, failed = side_by_side(programs, plan.warm, plan.counted, device)
+            found, failed = side_by_side(programs, plan.warm, plan.counted)
             if "ours" in failed:
                 raise SystemExit(f"cpu.py: our own {job} failed: {failed['ours']}")
             entries[job] = summary(job, found, failed, ceiling)

@@ -85,10 +85,8 @@ def measured(steps: Sequence[Mapping[str, float]], peak_mb: float) -> Measured:
 
 
 @contextmanager
-def started(device: str, python: str, script: str, *words: str) -> Iterator[Job]:
+def started(python: str, script: str, *words: str) -> Iterator[Job]:
     environment = dict(os.environ) | {"PYTHONPATH": "", "HF_HUB_OFFLINE": "1"}
-    if device == "cpu":
-        environment["CUDA_VISIBLE_DEVICES"] = ""
     if python == sys.executable:
         environment["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
     command = [python, str(JOBS / script), *words]
@@ -107,7 +105,7 @@ def started(device: str, python: str, script: str, *words: str) -> Iterator[Job]
 
 
 def side_by_side(
-    commands: Mapping[str, Sequence[str]], warm: int, counted: int, device: str = "cpu"
+    commands: Mapping[str, Sequence[str]], warm: int, counted: int
 ) -> tuple[dict[str, Measured], dict[str, str]]:
     """Every job's figures, their steps in turn; and why jobs that ended early have none."""
     failed: dict[str, str] = {}
@@ -115,7 +113,7 @@ def side_by_side(
         jobs: dict[str, Job] = {}
         for name, command in commands.items():
             try:
-                jobs[name] = stack.enter_context(started(device, *command))
+                jobs[name] = stack.enter_context(started(*command))
             except EndedError as error:
                 failed[name] = str(error)
         for name, job in jobs.items():  # they load at the same time
