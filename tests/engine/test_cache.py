@@ -119,10 +119,11 @@ def test_a_prompt_is_read_once(max_rows: int, monkeypatch: pytest.MonkeyPatch) -
         def __init__(self, *arguments: Any) -> None:
             super().__init__(*arguments)
             read.append(len(self.positions))
+            assert self.count == 1 or self.count * self.longest <= 30
 
     monkeypatch.setattr("prefloop.engine.generate.Reading", Counted)
     monkeypatch.setattr("prefloop.engine.generate.TOKENS", 30)
-    requests = make([(20, 9, 6), (11, 1, 6), (15, 3, 6)])
+    requests = make([(20, 9, 6), (11, 1, 6), (15, 3, 6)])  # 20 and then 15 with 11, each as long as 15
     assert len(list(LocalSampler(SOURCE, context=2048, max_rows=max_rows).generate(requests))) == 13
     assert sum(read) == 20 + 11 + 15 and max(read) <= 30
 

@@ -61,7 +61,7 @@ class RolloutConfig(Config):
     """Longest answer in tokens, stop token included."""
     rollout_dtype: Literal["same", "int8"] = "same"
     """int8 samples on a CPU by quantised weights, faster and not quite from the policy; every token's (rloo: answer's)
-    share of the gradient is then multiplied by its importance, at most 2 (Yao et al. 2025)."""
+    share of the policy gradient is then multiplied by its importance, at most 2 (Yao et al. 2025)."""
     missing_stop_score: float | None = -1.0
     """Most that an answer scores which is empty or did not end by itself, in stds within prompts; none keeps the
     model's score."""

@@ -38,6 +38,7 @@ class Decoder:
         self.trunk = model.get_decoder()
         self.frozen: dict[nn.Module, tuple[Product, ...]] = {}
         self.kept: dict[nn.Module, tuple[Product, ...]] = {}
+        self.layers: list[tuple[Product, ...]] = [()] * len(self.trunk.layers)
         self.load()
 
     @staticmethod
@@ -49,7 +50,9 @@ class Decoder:
     @torch.no_grad()
     def load(self) -> None:
         """Take the model's weights as they are now; parts in which nothing trains are packed once."""
-        self.layers = [self._current(layer, self._products) for layer in self.trunk.layers]
+        for index, layer in enumerate(self.trunk.layers):
+            self.layers[index] = ()  # the old ones go before the new ones come
+            self.layers[index] = self._current(layer, self._products)
         self.eps = self.trunk.norm.weight.new_full((1,), self.trunk.norm.variance_epsilon, dtype=torch.float32)
         (self.head,) = self._current(self.model.get_output_embeddings(), lambda head: (self.product(head),))
 

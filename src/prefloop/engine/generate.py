@@ -28,7 +28,7 @@ from prefloop.types import Completion, FinishReason, PrefloopError, Segment
 
 FREE = 0.25  # share of the rows that must be free before new ones join
 _Item = TypeVar("_Item")
-TOKENS = 4096  # tokens of prompts that are read in one forward
+TOKENS = 4096  # tokens of prompts that are read in one forward, each counted as long as the longest
 CHUNK = 2**18  # probabilities that are made at a time: so many stay in a core's cache
 
 
@@ -201,6 +201,11 @@ class LocalSampler:
                 )
             if "" in request.sampling.stop:
                 raise PrefloopError(f"Prompt {request.prompt_id!r} has an empty stop string; leave it out.")
+            if special := sorted({*request.sampling.stop} & {*self.loaded.tokenizer.all_special_tokens}):
+                raise PrefloopError(
+                    f"Prompt {request.prompt_id!r} has the special token {special[0]} among its stop strings, which no "
+                    "text holds; give its number in stop_tokens."
+                )
             if not batch.fits([(prompt, request)], [prompt] * batch.shared):
                 raise PrefloopError(
                     f"Prompt {request.prompt_id!r} has {size}, whose keys and values do not fit into {self.cache_mb} "
@@ -246,7 +251,7 @@ class LocalSampler:
         else:
             cache.reserve(len(batch.rows), max(store.lengths + sizes), 0, 0)
         while fresh:
-            count = next((i for i in range(2, len(fresh) + 1) if sum(sizes[:i]) > TOKENS), len(fresh) + 1) - 1
+            count = next((i for i in range(2, len(fresh) + 1) if i * max(sizes[:i]) > TOKENS), len(fresh) + 1) - 1
             slot = len(store.lengths)
             store.lengths += sizes[:count]
             layout = Reading(store, slot, self.device)
@@ -306,7 +311,8 @@ class LocalSampler:
     def _draw(self, batch: _Batch, logits: Tensor, first: int) -> Iterator[Completion]:
         """Draw one token for each row from `first` on."""
         rows = batch.rows[first:]
-        temperatures = torch.tensor([row.request.sampling.temperature for row in rows], device=logits.device)
+        found = [row.request.sampling.temperature for row in rows]
+        temperatures = torch.tensor(found, dtype=torch.float32, device=logits.device)
         uniforms = torch.tensor([row.uniforms[len(row.tokens)] for row in rows], device=logits.device)
         tokens, logprobs = draw(logits, temperatures, uniforms, softcap=self.softcap)
         yield from self._take(batch, first, tokens.tolist(), logprobs.tolist())
@@ -331,7 +337,9 @@ class LocalSampler:
         if row.tokens[-1] in self.stops or row.tokens[-1] in sampling.stop_tokens:
             return "stop", decode(tokenizer, row.tokens[:-1])
         last = len(row.tokens) == sampling.max_tokens
-        if not last and not sampling.stop:
+        reach = 4 * max(map(len, sampling.stop), default=0) + 4  # tokens, as a character has at most four bytes
+        recent = decode(tokenizer, row.tokens[-reach:]) if sampling.stop else ""
+        if not last and not any(string in recent for string in sampling.stop):
             return None
         text = decode(tokenizer, row.tokens)
         found = [place for place in map(text.find, sampling.stop) if place >= 0]

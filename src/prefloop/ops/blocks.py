@@ -31,8 +31,9 @@ class Block:
 def attend_blocks(query: Tensor, key: Tensor, value: Tensor, blocks: Sequence[Block], traits: Traits) -> Tensor:
     """Scaled dot-product attention with grouped query heads (Ainslie et al. 2023), each query over its block's keys.
 
-    query [H, T, D], key and value [Hk, T, D] with H a multiple of Hk; every token stands in one block. Products are in
-    the tensors' dtype, the softmax within is fp32, and so are sums of gradients over blocks. Returns [H, T, D].
+    query [H, T, D], key [Hk, T, D] and value [Hk, T, E] with H a multiple of Hk; every token stands in one block.
+    Products are in the tensors' dtype, the softmax within is fp32, and so are sums of gradients over blocks. Returns
+    [H, T, E].
     """
     out: Tensor = _attend(query, key, value, traits.sinks, blocks, traits)
     return out
@@ -49,9 +50,9 @@ class _Blocks(torch.autograd.Function):
         blocks: Sequence[Block],
         traits: Traits,
     ) -> Tensor:
-        heads, length, width = query.shape
+        heads, length, _ = query.shape
         keys, values = _per_query_head(key, heads), _per_query_head(value, heads)
-        out = query.new_empty(length, heads, width).transpose(0, 1)
+        out = query.new_empty(length, heads, value.shape[2]).transpose(0, 1)
         weights: list[Tensor] = []
         squashed: list[Tensor] = []
         for block in blocks:
@@ -81,7 +82,7 @@ class _Blocks(torch.autograd.Function):
         heads, length, width = query.shape
         keys, values = _per_query_head(key, heads), _per_query_head(value, heads)
         d_query = query.new_empty(length, heads, width).transpose(0, 1)
-        d_keys, d_values = torch.zeros(2, heads, length, width, device=query.device)
+        d_keys, d_values = (torch.zeros(part.shape, device=query.device) for part in (keys, values))
         d_sinks = None if traits.sinks is None else torch.zeros(heads, device=query.device)
         for index, block in enumerate(blocks):
             weights, size = saved[index], block.bias.shape[1]
@@ -98,7 +99,7 @@ class _Blocks(torch.autograd.Function):
                 d_scores = (d_scores * (1 - saved[len(blocks) + index].square())).to(query.dtype)
             d_query[:, block.start : block.stop] = torch.bmm(d_scores, _gather(keys, block.keys))
             _scatter(d_keys, block.keys, torch.bmm(d_scores.transpose(1, 2), rows))
-        d_key, d_value = (d.view(len(key), -1, length, width).sum(dim=1) for d in (d_keys, d_values))
+        d_key, d_value = (d.view(len(key), -1, *d.shape[1:]).sum(dim=1) for d in (d_keys, d_values))
         made = (d_query.mul_(traits.scaling), d_key.mul_(traits.scaling).to(key.dtype), d_value.to(value.dtype))
         return (*made, None if d_sinks is None or traits.sinks is None else d_sinks.to(traits.sinks.dtype), None, None)
 

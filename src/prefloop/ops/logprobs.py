@@ -83,7 +83,7 @@ class _TokenLogprobs(torch.autograd.Function):
         temperature, softcap, chunk, entropy = ctx.options
         scales = (-grads[0] / temperature)[:, None]
         if len(slopes):
-            return slopes * scales.to(hidden.dtype), *(None,) * 6
+            return (slopes.float() * scales).to(hidden.dtype), *(None,) * 6
         d_hidden = torch.empty_like(hidden)
         d_weight: Tensor | None = None
         for index, rows in enumerate(_slices(len(hidden), chunk)):
@@ -99,10 +99,9 @@ class _TokenLogprobs(torch.autograd.Function):
                     scale = torch.ones_like(scale)
                 else:
                     apart = _apart(torch.softmax(logits, dim=-1), at, slope).to(hidden.dtype)
-            scale = scale.to(hidden.dtype)
-            d_hidden[rows] = (apart @ weight.to(hidden.dtype)) * scale
+            d_hidden[rows] = (apart @ weight.to(hidden.dtype)).float().mul_(scale).to(hidden.dtype)
             if ctx.needs_input_grad[1]:
-                part = (apart.T @ (hidden[rows] * scale)).float()
+                part = (apart.T @ (hidden[rows].float() * scale).to(hidden.dtype)).float()
                 d_weight = part if d_weight is None else d_weight.add_(part)
         return d_hidden, None if d_weight is None else d_weight.to(weight.dtype), *(None,) * 5
 
