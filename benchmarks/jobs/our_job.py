@@ -40,7 +40,7 @@ def main() -> None:
     use_threads(engine)
     loaded = load(model, engine)
     if job == "decode":
-        serve_decoding(decoding(loaded), Inputs.read(), meter)
+        serve_decoding(decoding(loaded, engine), Inputs.read(), meter)
     else:
         step = training(job, loaded, engine, data)
         serve(lambda _: timed(step), meter)
@@ -119,7 +119,7 @@ def _with_reference(learner: Any, trees: list[Tree]) -> list[Tree]:
 def _grouped(
     job: str, learner: Any, loaded: Any, engine: EngineConfig, encoder: Encoder, prompts: list[Prompt]
 ) -> Step:
-    sampler = build_sampler(loaded, "bench")
+    sampler = build_sampler(loaded, "bench", engine)
     group = OPTIONS["group"]
     samplings = [Sampling(max_tokens=OPTIONS["new_tokens"])] * group
     each = OPTIONS["batch"] // group
@@ -153,9 +153,9 @@ def _grouped(
     return step
 
 
-def decoding(loaded: Any) -> Decode:
+def decoding(loaded: Any, engine: EngineConfig) -> Decode:
     """Writes `group` answers to each prompt, all of `new` tokens."""
-    sampler = build_sampler(loaded, "bench")
+    sampler = build_sampler(loaded, "bench", engine)
     sampler.stops = frozenset()
     seeds = itertools.count()
 

@@ -61,15 +61,22 @@ class Segment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How tokens are drawn. Only temperature shapes the distribution: importance ratios stay exact."""
+    """How tokens are drawn. Only temperature shapes the distribution: importance ratios stay exact.
+
+    An answer ends after `max_tokens`, with a stop token of the model or of `stop_tokens`, or with the token that
+    completes one of the `stop` strings in its text.
+    """
 
     temperature: float = 1.0
     max_tokens: int = 64
+    stop: tuple[str, ...] = ()
+    stop_tokens: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
-    """An answer as tokens, never re-rendered. The stop token, if one was drawn, is its last token."""
+    """An answer as tokens, never re-rendered. What ended it, a stop token or the tokens of a stop string, is among its
+    tokens and not in its text."""
 
     id: str
     prompt_id: str

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from prefloop.configs.shared import OptimConfig
 from prefloop.data import forest as forests
-from prefloop.data.forest import Totals, build_forest, leaf_nodes, pack, tree_tokens
+from prefloop.data.forest import ForestLayout, Totals, build_forest, leaf_nodes, pack, tree_tokens
 from prefloop.engine.local import LocalLearner, LocalScorer
 from prefloop.models.load import LoadedModel
 from prefloop.models.tiny import FAMILIES, SLIDING_WINDOW, tiny_model, tiny_tokenizer
@@ -93,6 +93,7 @@ def test_a_forest_equals_its_paths_run_alone(
     family: str, shape: str, dense: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(forests, "DENSE", dense)
+    monkeypatch.setattr(forests, "ROWS", 5)
     trees = [(flat_tree if shape == "flat" else deep_tree)(seed) for seed in range(4)]
     scorer = LocalScorer(loaded(family), token_budget=4096)
     eager = tiny_model(3, family=family)
@@ -101,7 +102,7 @@ def test_a_forest_equals_its_paths_run_alone(
     expected_loss.backward()
 
     forest = build_forest(trees)
-    assert len(forest.layout.blocks) == (sum(len(t.nodes) for t in trees) if dense == 0 else len(trees))
+    assert len(forest.layout.rows) == (sum(-(-len(n.tokens) // 5) for t in trees for n in t.nodes) if dense == 0 else 4)
     states = scorer.hidden(forest, [])
     logprobs = scorer.outputs(forest, states, {"logprobs"}, 1.0).logprobs
     assert logprobs is not None
@@ -127,35 +128,39 @@ def test_windows_count_tree_positions_not_rows() -> None:
     chance = random.Random(0)
     tree = Tree(id="t", nodes=(node(-1, 4, chance, None), node(0, 30, chance, None), node(0, 3, chance, None)))
     layout = build_forest([tree]).layout
-    seen = layout.bias(0, 8) == 0
     assert layout.positions[34:].tolist() == [4, 5, 6]
-    assert seen[34].nonzero()[:, 0].tolist() == [0, 1, 2, 3, 34]
-    assert seen[33].nonzero()[:, 0].tolist() == list(range(26, 34))
-    assert seen[36].nonzero()[:, 0].tolist() == [0, 1, 2, 3, 34, 35, 36]
-    assert (layout.bias(0, 4) == 0)[36].nonzero()[:, 0].tolist() == [3, 34, 35, 36]
+    assert keys_of(layout, 8)[34] == {0, 1, 2, 3, 34}
+    assert keys_of(layout, 8)[33] == set(range(26, 34))
+    assert keys_of(layout, 8)[36] == {0, 1, 2, 3, 34, 35, 36}
+    assert keys_of(layout, 4)[36] == {3, 34, 35, 36}
+
+
+def keys_of(layout: ForestLayout, window: int | None) -> list[set[int]]:
+    """The keys that each row sees, as the blocks' ranges and biases say."""
+    found: list[set[int]] = []
+    for block in layout.blocks(window, torch.float32):
+        keys = [k for a, b in block.keys for k in range(a, b)]
+        assert block.bias.shape == (block.stop - block.start, len(keys))
+        assert len(found) == block.start
+        found += [{k for k, hidden in zip(keys, row, strict=True) if hidden == 0} for row in block.bias.tolist()]
+    return found
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_who_sees_whom(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every block's bias against the definition: ancestors and the own past, within the window."""
     trees = [deep_tree(seed), flat_tree(seed)]
+    monkeypatch.setattr(forests, "ROWS", 4)
     for dense in (512, 0):
         monkeypatch.setattr(forests, "DENSE", dense)
         layout = build_forest(trees).layout
         where = [(t, n) for t, tree in enumerate(trees) for n, made in enumerate(tree.nodes) for _ in made.tokens]
-        rows = 0
-        for index, block in enumerate(layout.blocks):
-            keys = [k for a, b in block.keys for k in range(a, b)]
-            for window in (None, 3):
-                bias = layout.bias(index, window)
-                for i, query in enumerate(range(block.start, block.stop)):
-                    tree, at = where[query]
-                    above = {(tree, n) for n in path_to(trees[tree], at)}
-                    gap = [int(layout.positions[query] - layout.positions[k]) for k in range(len(where))]
-                    wanted = {k for k in range(len(where)) if where[k] in above and 0 <= gap[k] < (window or 999)}
-                    assert {k for j, k in enumerate(keys) if bias[i, j] == 0} == wanted
-            rows += block.stop - block.start
-        assert rows == len(where)
+        for window in (None, 3):
+            for query, keys in enumerate(keys_of(layout, window)):
+                tree, at = where[query]
+                above = {(tree, n) for n in path_to(trees[tree], at)}
+                gap = [int(layout.positions[query] - layout.positions[k]) for k in range(len(where))]
+                assert keys == {k for k in range(len(where)) if where[k] in above and 0 <= gap[k] < (window or 999)}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -248,6 +253,11 @@ def test_packs_hold_every_tree_once_within_the_budget(sizes: list[int], ranks: i
     assert sorted(index for members in packs for index in members) == list(range(len(trees)))
     assert all(0 < sum(sizes[i] for i in members) <= 50 for members in packs)
     assert len(packs) % ranks == 0
+
+
+def test_packs_are_of_even_size_where_they_can_be() -> None:
+    assert pack([sized(n) for n in (30, 30, 20, 20, 10, 10)], 70) == [[0, 2, 4], [1, 3, 5]]
+    assert pack([sized(n) for n in (40, 30, 30, 20, 20)], 70) == [[0, 1], [2, 3, 4]]  # evenly, the last would not fit
 
 
 def test_packs_that_cannot_be() -> None:

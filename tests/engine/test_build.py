@@ -54,7 +54,7 @@ def test_a_run_folder_stands_for_its_checkpoint(tmp_path: Path) -> None:
 
 def test_encoder_and_sampler_take_stop_and_context_from_the_model() -> None:
     loaded = build.load("tiny", FP32)
-    encoder, sampler = build.build_encoder(loaded), build.build_sampler(loaded, "name", max_rows=3)
+    encoder, sampler = build.build_encoder(loaded), build.build_sampler(loaded, "name", FP32, max_rows=3)
     assert (encoder.stop, encoder.context) == (257, CONTEXT)
     assert (sampler.context, sampler.max_rows, sampler.checkpoint) == (CONTEXT, 3, "name")
 

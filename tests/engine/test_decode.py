@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from prefloop.engine.decode import Decoder, Product
+from prefloop.engine.decode import Decoder, Int8Product, Product
 from prefloop.engine.generate import LocalSampler
 from prefloop.engine.verbs import Request, Weights
 from prefloop.models.load import LoadedModel
 from prefloop.models.lora import adapter_parameters, attach
 from prefloop.models.tiny import FAMILIES, tiny_model, tiny_tokenizer
-from prefloop.types import Completion, Sampling
+from prefloop.types import Completion, PrefloopError, Sampling
 
 TOKENIZER = tiny_tokenizer()
 REQUESTS = [
@@ -110,6 +110,28 @@ def test_in_bf16_it_stays_within_rounding() -> None:
     plain, quick = written(sampler(model, fast=False)), written(sampler(model, fast=True))
     firsts = [(quick[n].segments[0].logprobs[0], c.segments[0].logprobs[0]) for n, c in plain.items()]
     assert np.mean([abs(a - b) for a, b in firsts]) < 0.05
+
+
+def test_in_int8_it_is_near_and_serves_every_update() -> None:
+    model = tiny_model(3)
+    linear = model.model.layers[0].mlp.gate_proj
+    inputs = torch.randn(20, 64, generator=torch.Generator().manual_seed(0))
+    exact = torch.nn.functional.silu(linear(inputs).detach())
+    assert 0 < float((Int8Product(linear)(inputs, "swish") - exact).norm() / exact.norm()) < 0.03
+    made = LocalSampler(LoadedModel(model, TOKENIZER, "tiny", ""), context=2048, int8=True)
+    for version in range(2):
+        quick, plain = written(made), written(sampler(model, fast=True))
+        firsts = [(quick[n].segments[0], plain[n].segments[0]) for n in plain]
+        gaps = [abs(a.logprobs[0] - b.logprobs[0]) for a, b in firsts if a.tokens[0] == b.tokens[0]]
+        assert len(gaps) > 5 and 0 < np.mean(gaps) < 0.1
+        shake(model, version)
+        made.load(Weights(version + 1, made.loaded))
+
+
+def test_int8_takes_a_model_like_llama() -> None:
+    source = LoadedModel(tiny_model(3, family="gemma2"), TOKENIZER, "tiny-gemma", "")
+    with pytest.raises(PrefloopError, match=r"tiny-gemma cannot write in int8.*set rollout_dtype to 'same'"):
+        LocalSampler(source, context=2048, int8=True)
 
 
 @pytest.mark.parametrize("family", sorted(set(FAMILIES) - {"llama"}))

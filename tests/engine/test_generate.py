@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -165,6 +166,25 @@ def test_draws_have_the_probabilities_they_state(temperature: float) -> None:
     assert chisquare(frequencies, count * wanted / wanted.sum()).pvalue > 1e-3
     flat = np.full(vocabulary, count / vocabulary)
     assert chisquare(frequencies, flat).pvalue < 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [1, 7, 512, 1021, 1500])
+def test_draws_invert_the_whole_cumulative_distribution(size: int, dtype: torch.dtype, monkeypatch: Any) -> None:
+    """However the vocabulary falls into blocks and the rows into parts."""
+    monkeypatch.setattr("prefloop.engine.generate.CHUNK", 3 * size)
+    generator = torch.Generator().manual_seed(size)
+    logits = (3 * torch.randn(40, size, generator=generator)).to(dtype)
+    temperatures = 0.5 + torch.rand(40, generator=generator)
+    uniforms = torch.rand(40, generator=generator, dtype=torch.float64)
+    before = logits.clone()
+    for softcap in (None, 2.0):
+        tokens, logprobs = draw(logits, temperatures, uniforms, softcap)
+        capped = logits.double() if softcap is None else softcap * torch.tanh(logits.double() / softcap)
+        wanted = torch.log_softmax(capped / temperatures[:, None], dim=-1)
+        assert tokens.tolist() == torch.searchsorted(wanted.exp().cumsum(-1), uniforms[:, None])[:, 0].tolist()
+        torch.testing.assert_close(logprobs.double(), wanted[torch.arange(40), tokens], atol=1e-5, rtol=1e-5)
+    assert torch.equal(logits, before) and logprobs.dtype == torch.float32
 
 
 def test_an_impossible_token_is_never_drawn() -> None:

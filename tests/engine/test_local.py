@@ -19,7 +19,7 @@ from prefloop.engine.build import build_learner
 from prefloop.engine.local import LocalLearner, LocalScorer
 from prefloop.models.checkpoint import load_training
 from prefloop.models.heads import reward_head, value_head
-from prefloop.models.layers import layer_of
+from prefloop.models.layers import layer_of, layers_of
 from prefloop.models.load import LoadedModel, load_model
 from prefloop.models.tiny import FAMILIES, tiny_model, tiny_tokenizer
 from prefloop.types import Checkpoint, Node, Pair, PrefloopError, Tree
@@ -192,6 +192,25 @@ def test_layers_below_all_adapters_run_once_a_rollout(family: str) -> None:
     (plain, metrics, weights), (shared, same, equal) = learn(False), learn(True)
     assert shared == [*plain[:2], *(3 * run for run in plain[2:])]
     assert same == metrics and all(torch.equal(a, b) for a, b in zip(weights, equal, strict=True))
+
+
+@pytest.mark.parametrize("lora", [None, LoraConfig(rank=4, alpha=8)])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_layers_run_again_in_the_backward_pass_give_the_same_gradients(family: str, lora: LoraConfig | None) -> None:
+    def learn(recompute: bool) -> tuple[int, list[Tensor]]:
+        source = LoadedModel(tiny_model(0, width=16, family=family), TOKENIZER, "tiny", "")
+        optim = OPTIM.model_copy(update={"last_layers": 1 if lora else None})
+        learner = build_learner(source, ENGINE.model_copy(update={"recompute": recompute}), optim, lora=lora)
+        runs = [0]
+        layers_of(learner.trunk)[-1].mlp.register_forward_pre_hook(lambda *_: runs.__setitem__(0, runs[0] + 1))
+        learner.forward(make_trees(), {"logprobs"}, reference="adapter-off" if lora else None)
+        assert bool(learner.lower) == bool(learner.unadapted) == (lora is not None and family != "gpt2")
+        learner.forward_backward(make_trees(), "sft", {})
+        return runs[0], [master.grad for master in learner.masters if master.grad is not None]
+
+    (plain, kept), (again, made) = learn(False), learn(True)
+    assert again / plain == (4 / 3 if lora else 3 / 2)
+    assert all(torch.equal(a, b) for a, b in zip(kept, made, strict=True))
 
 
 def test_only_adapters_and_head_are_trained_with_lora() -> None:

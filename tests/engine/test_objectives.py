@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from prefloop.configs.shared import EngineConfig, OptimConfig
 from prefloop.data.forest import Totals, build_forest
 from prefloop.data.trees import with_fields
 from prefloop.engine.build import build_learner
+from prefloop.engine.cache import Reading, Store
+from prefloop.engine.decode import Decoder
 from prefloop.engine.objectives import LossOut, Outputs, bradley_terry, dpo, grpo, ppo, resolve_loss, rloo, sft
 from prefloop.models.heads import value_head
 from prefloop.models.load import LoadedModel
@@ -213,3 +216,63 @@ def test_the_first_ppo_update_has_ratio_one_however_it_is_split() -> None:
     assert metrics["policy/loss"] == pytest.approx(-(tokens[0] + 2 * tokens[1]) / sum(tokens), rel=1e-5)
     learner.optim_step(1e-3, 1e-3)
     assert abs(learner.forward_backward(ready, "ppo", params)["policy/ratio_max"] - 1) > 1e-3
+
+
+PPO = {"value_clip": 0.2, "value_coef": 0.0}
+
+
+@pytest.mark.parametrize(("loss", "more"), [(grpo, {"kl_coef": 0.0}), (rloo, {}), (ppo, PPO)])
+def test_importance_is_exactly_1_where_the_sampler_was_the_learner(loss: Any, more: dict[str, float]) -> None:
+    """And else the ratio of their probabilities, of a token or in rloo of an answer, at most the cap."""
+    old = ((-1.0, -2.0), (-3.0,))
+    out = Outputs(logprobs=torch.tensor([-0.9, -2.0, -3.1]), values=torch.zeros(3))
+    columns: dict[str, Any] = {"old_logprobs": old, "old_values": ((0.0, 0.0), (0.0,)), "returns": ((0.0, 0.0), (0.0,))}
+
+    def found(sampled: Any, cap: float | None, advantages: Any = ((1.0, 1.0), (-2.0,))) -> LossOut:
+        made = two_answers(**columns | {"sampled_logprobs": sampled, "advantages": advantages})
+        made_loss: LossOut = loss(out, build_forest([made]), Totals.of([made]), clip=0.2, importance_cap=cap, **more)
+        return made_loss
+
+    same = found(old, 2.0)
+    assert float(same.loss) == float(found(old, None).loss) and float(same.metrics["sampler/importance"]) == 1.0
+    sampled = ((-1.5, -2.0), (-0.5,))
+    tokens = (math.exp(0.5), 1.0), (math.exp(-2.5),)
+    if loss is rloo:
+        tokens = (math.exp(0.5),) * 2, (math.exp(-2.5),)
+    by_hand = tuple(tuple(w * a for w in row) for row, a in zip(tokens, (1.0, -2.0), strict=True))
+    assert float(found(sampled, 2.0).loss) == pytest.approx(float(found(sampled, None, by_hand).loss), rel=1e-6)
+    assert float(found(((-9.0, -9.0), (-9.0,)), 2.0).metrics["sampler/importance"]) == 2.0
+
+
+@pytest.mark.parametrize("loss", ["grpo", "rloo"])
+def test_importance_takes_an_int8_samplers_gradient_to_the_policys(loss: str) -> None:
+    """Answers of one token, all of them, each as often as the sampler writes it: an expectation without chance."""
+    source = LoadedModel(tiny_model(4), tiny_tokenizer(), "tiny", "")
+    prompt, count = torch.tensor([1, 2, 3]), 259
+    learner = build_learner(source, EngineConfig(dtype="fp32"), OptimConfig(lr=1.0))
+    policy = learner.forward([tree(*(answer(t) for t in range(count)))], {"logprobs"})[0].logprobs
+    store = Store({i: torch.empty(2, 0, 2, 0, 16) for i in range(2)}, 8)
+    store.lengths = [3]
+    store.resize(1, 3)
+    layout, decoder = Reading(store, 0, torch.device("cpu")), Decoder(source.model, int8=True)
+    logits = decoder.head(decoder.step(prompt, layout.positions, layout))
+    theirs = torch.log_softmax(logits[0], dim=-1).tolist()
+    ours = [float(policy[node][0]) for node in range(1, count + 1)]
+    assert 0 < max(abs(a - b) for a, b in zip(ours, theirs, strict=True)) < 0.3
+
+    def gradient(written: list[float], cap: float | None) -> torch.Tensor:
+        rewards = [math.sin(token) * count * math.exp(logprob) for token, logprob in enumerate(written)]
+        answers = [
+            answer(token, advantages=(reward,), sampled_logprobs=(logprob,))
+            for token, (reward, logprob) in enumerate(zip(rewards, written, strict=True))
+        ]
+        params = {"clip": 0.2, "importance_cap": cap} | ({"kl_coef": 0.0} if loss == "grpo" else {})
+        learner.forward_backward([tree(*answers)], loss, params)
+        found = torch.cat([p.grad.flatten() for p in learner.weights if p.grad is not None])
+        learner.optimizer.zero_grad()
+        return found
+
+    exact = gradient(ours, None)
+    corrected, uncorrected = gradient(theirs, 2.0), gradient(theirs, None)
+    assert float((uncorrected - exact).norm() / exact.norm()) > 1e-3
+    assert float((corrected - exact).norm()) < 1e-2 * float((uncorrected - exact).norm())

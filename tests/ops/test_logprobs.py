@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from prefloop.ops import logprobs as logprobs_module
 from prefloop.ops.logprobs import compared_logprobs, token_logprobs
 
 R, V, D = 7, 11, 5
@@ -51,31 +52,44 @@ def test_softcap_comes_before_temperature() -> None:
     assert entropy is None
 
 
+@pytest.mark.parametrize("kept", [0, 4 * V, 99 * V])
+@pytest.mark.parametrize("trained", ["head", "below"])
+@pytest.mark.parametrize("entropies", [True, False])
 @pytest.mark.parametrize("chunk", [1, 3, 7, 1024])
-def test_chunks_change_neither_values_nor_gradients(chunk: int) -> None:
+def test_chunks_change_neither_values_nor_gradients(
+    chunk: int, entropies: bool, trained: str, kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logprobs_module, "KEPT", kept)
+
     def run(chunk: int | None) -> list[Tensor]:
         hidden, weight, targets = _inputs()
         hidden.requires_grad_()
-        weight.requires_grad_()
+        weight.requires_grad_(trained == "head")
         if chunk is None:
             logp = torch.log_softmax(2 * torch.tanh(hidden @ weight.T / 2) / 0.7, -1)
             logprobs, entropy = logp[torch.arange(R), targets], torch.distributions.Categorical(logits=logp).entropy()
         else:
             logprobs, maybe = token_logprobs(
-                hidden, weight, targets, temperature=0.7, softcap=2.0, chunk=chunk, entropy=True
+                hidden, weight, targets, temperature=0.7, softcap=2.0, chunk=chunk, entropy=entropies
             )
-            assert maybe is not None
-            entropy = maybe
+            assert (maybe is not None) == entropies
+            entropy = torch.zeros(R) if maybe is None else maybe
         scale = torch.arange(1.0, R + 1)
-        gradients = torch.autograd.grad((scale * logprobs + scale**2 * entropy).sum(), [hidden, weight])
-        return [logprobs.detach(), entropy.detach(), *gradients]
+        loss = (scale * logprobs + entropies * scale**2 * entropy).sum()
+        gradients = torch.autograd.grad(loss, [hidden, weight] if trained == "head" else [hidden])
+        return [logprobs.detach(), entropies * entropy.detach(), *gradients]
 
     for ours, dense in zip(run(chunk), run(None), strict=True):
         torch.testing.assert_close(ours, dense, atol=1e-4, rtol=1e-5)
 
 
-def test_no_logits_are_kept_for_backward() -> None:
+@pytest.mark.parametrize("rows", [0, 4])
+def test_no_more_than_a_fixed_part_of_the_logits_is_kept_for_backward(
+    rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logprobs_module, "KEPT", rows * V)
     hidden, weight, targets = _inputs()
+    hidden.requires_grad_()
     kept: list[torch.Size] = []
 
     def keep(tensor: Tensor) -> Tensor:
@@ -83,9 +97,12 @@ def test_no_logits_are_kept_for_backward() -> None:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        token_logprobs(hidden, weight, targets, chunk=2)
         token_logprobs(hidden, weight.requires_grad_(), targets, chunk=2, entropy=True)
         exact_kl(hidden, weight, hidden, weight.detach(), chunk=2)
-    assert not [shape for shape in kept if V in shape and shape != weight.shape]
+        assert not [shape for shape in kept if V in shape and shape != weight.shape]
+        token_logprobs(hidden, weight, targets, chunk=2)
+    assert sum(shape[0] for shape in kept if V in shape and shape != weight.shape) == rows
 
 
 def test_bfloat16_products_give_float32_results_and_gradients_in_the_weights_own_dtype() -> None:

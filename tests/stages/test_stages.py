@@ -425,6 +425,18 @@ def test_a_group_method_raises_a_reward_and_nothing_without_one(method: str, see
     assert 0 < metrics("even")[0]["sampler/logprob_gap"] < 1e-4
 
 
+@pytest.mark.parametrize("method", ["grpo", "rloo", "ppo"])
+def test_int8_rollouts_teach_and_their_mismatch_is_logged(method: str) -> None:
+    write_prompts(6)
+    if method == "ppo":
+        ppo.run(toy("even", "even", rollout_dtype="int8"))
+    else:
+        group.run(toy_group("even", "even", method=method, steps=16, rollout_dtype="int8"))
+    assert rise("even") > 0.2
+    for row in metrics("even"):
+        assert row["sampler/logprob_gap"] > 1e-4 and 0.8 < row["sampler/importance"] < 1.2
+
+
 @pytest.mark.parametrize("method", ["grpo", "rloo"])
 @pytest.mark.parametrize("lora", [None, LoraConfig(rank=8, alpha=16)], ids=["whole", "lora"])
 def test_a_group_methods_leash_holds(method: str, lora: LoraConfig | None) -> None:

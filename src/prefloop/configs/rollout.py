@@ -59,6 +59,9 @@ class RolloutConfig(Config):
     """Sampling temperature; divides the logits in every log-prob too."""
     max_tokens: int = Field(default=64, ge=1)
     """Longest answer in tokens, stop token included."""
+    rollout_dtype: Literal["same", "int8"] = "same"
+    """int8 samples on a CPU by quantised weights, faster and not quite from the policy; every token's (rloo: answer's)
+    share of the policy gradient is then multiplied by its importance, at most 2 (Yao et al. 2025)."""
     missing_stop_score: float | None = -1.0
     """Most that an answer scores which is empty or did not end by itself, in stds within prompts; none keeps the
     model's score."""

@@ -57,5 +57,10 @@ class EngineConfig(Config):
     """CPU threads; 0 takes every core this process may use."""
     token_budget: int = Field(default=4096, ge=1)
     """Tokens in one forest (micro-batch)."""
+    recompute: bool = False
+    """Keep only what enters each layer and run the layer again in the backward pass (activation checkpointing): less
+    memory, about a third more time for an update."""
+    cache_mb: int = Field(default=2048, ge=1)
+    """MiB of keys and values that a sampler keeps; answers that do not fit wait for others to end."""
     trust_remote_code: bool = False
     """Let a hub model run its own Python code. Only for repositories you have read."""

@@ -6,22 +6,26 @@ token of every branch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
 
-from prefloop.ops.attention import Traits, attend
+from prefloop.ops.attention import Traits
+from prefloop.ops.blocks import Block, attend_blocks
+from prefloop.ops.flex import NARROWEST, flex_attend, forest_mask
 from prefloop.types import PrefloopError, Tree
 
-DENSE = 512  # a tree of up to so many tokens is one block of attention; a longer one is a block for each node
+DENSE = 96  # a tree of up to so many tokens is one block of attention
+ROWS = 128  # queries of a block, at most, in a larger tree: it is cut by nodes, and those by rows
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
-    """Rows of queries, and the row ranges of the keys they may see (ancestors in order, then their own)."""
+class Rows:
+    """Rows of queries, and the row ranges of the keys that some of them see (ancestors in order, then their own)."""
 
     start: int
     stop: int
@@ -32,43 +36,54 @@ class Block:
 class ForestLayout:
     """Who sees whom in a forest: a token sees its ancestors and its own past, within the window in tree positions."""
 
-    blocks: tuple[Block, ...]
+    rows: tuple[Rows, ...]
     positions: Tensor  # [T]
     nodes: Tensor  # [T], index of the token's node in the forest
     visible: Tensor  # [nodes, nodes] bool: is the second an ancestor of the first, or itself
 
     @cached_property
-    def _biases(self) -> dict[tuple[int, int | None], Tensor]:
+    def _blocks(self) -> dict[tuple[int | None, torch.dtype], list[Block]]:
         return {}
 
-    def bias(self, index: int, window: int | None) -> Tensor:
-        """[L, S] fp32 of one block: 0 where the query sees the key, -inf elsewhere."""
-        known = self._biases.get((index, window))
+    def blocks(self, window: int | None, dtype: torch.dtype) -> list[Block]:
+        """Blocks of attention with biases in a dtype; keys that the window hides from all of a block are left out."""
+        known = self._blocks.get((window, dtype))
         if known is None:
-            block = self.blocks[index]
-            rows = torch.arange(block.start, block.stop, device=self.positions.device)
-            keys = torch.cat([torch.arange(a, b, device=self.positions.device) for a, b in block.keys])
-            gap = self.positions[rows][:, None] - self.positions[keys][None, :]
-            seen = self.visible[self.nodes[rows]][:, self.nodes[keys]] & (gap >= 0)
-            if window is not None:
-                seen &= gap < window
-            known = torch.zeros(seen.shape, device=seen.device).masked_fill_(~seen, float("-inf"))
-            self._biases[index, window] = known
+            places = self.positions.tolist()
+            known = self._blocks[window, dtype] = [self._block(rows, window, dtype, places) for rows in self.rows]
         return known
 
+    def _block(self, rows: Rows, window: int | None, dtype: torch.dtype, places: Sequence[int]) -> Block:
+        ranges = rows.keys
+        if window is not None:
+            first = places[rows.start] - window + 1  # rows of one node rise, as keys of one range do
+            cut = ((start + max(0, first - places[start]), stop) for start, stop in ranges)
+            ranges = tuple((start, stop) for start, stop in cut if start < stop)
+        device = self.positions.device
+        queries = torch.arange(rows.start, rows.stop, device=device)
+        keys = torch.cat([torch.arange(start, stop, device=device) for start, stop in ranges])
+        gap = self.positions[queries][:, None] - self.positions[keys][None, :]
+        seen = self.visible[self.nodes[queries]][:, self.nodes[keys]] & (gap >= 0)
+        if window is not None:
+            seen &= gap < window
+        bias = torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill_(~seen, float("-inf"))
+        return Block(rows.start, rows.stop, ranges, bias)
+
+    @cached_property
+    def _masks(self) -> dict[int | None, BlockMask]:
+        return {}
+
+    def mask(self, window: int | None) -> BlockMask:
+        """The same as one mask of the whole row, for `flex_attend`."""
+        if window not in self._masks:
+            self._masks[window] = forest_mask(self.positions, self.nodes, self.visible, window)
+        return self._masks[window]
+
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, traits: Traits) -> Tensor:
-        """Attention of the whole row, block by block: [H, T, D] x [Hk, T, D] -> [H, T, D]."""
-        outputs = []
-        for index, block in enumerate(self.blocks):
-            rows = query[:, block.start : block.stop]
-            keys, values = _columns(key, block.keys), _columns(value, block.keys)
-            outputs.append(attend(rows, keys, values, self.bias(index, traits.window), traits))
-        return torch.cat(outputs, dim=1)
-
-
-def _columns(tensor: Tensor, ranges: Sequence[tuple[int, int]]) -> Tensor:
-    parts = [tensor[:, start:stop] for start, stop in ranges]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        """Attention of the whole row: [H, T, D] x [Hk, T, D] -> [H, T, D]. On a GPU by one kernel."""
+        if query.is_cuda and query.shape[-1] >= NARROWEST:
+            return flex_attend(query, key, value, self.mask(traits.window), traits)
+        return attend_blocks(query, key, value, self.blocks(traits.window, query.dtype), traits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,26 +171,35 @@ def tree_tokens(tree: Tree) -> int:
 
 
 def pack(trees: Sequence[Tree], token_budget: int, ranks: int = 1) -> list[list[int]]:
-    """Indices of trees in micro-batches of at most `token_budget` tokens, first fit by falling size, as many for every
-    rank. Deterministic. Raises PrefloopError for a tree over the budget."""
+    """Indices of trees in micro-batches of at most `token_budget` tokens, as few as first fit by falling size finds and
+    as many for every rank, of even size where they can be. Deterministic. Raises PrefloopError for a tree over the
+    budget."""
     sizes = [tree_tokens(tree) for tree in trees]
     for tree, size in zip(trees, sizes, strict=True):
         if size > token_budget:
             raise PrefloopError(f"Tree {tree.id!r} has {size} tokens, over the budget of {token_budget}; raise it.")
-    bins: list[tuple[int, list[int]]] = []
-    for index in sorted(range(len(trees)), key=lambda i: (-sizes[i], i)):
-        place = next((k for k, (used, _) in enumerate(bins) if used + sizes[index] <= token_budget), None)
-        if place is None:
-            bins.append((sizes[index], [index]))
-        else:
-            bins[place] = (bins[place][0] + sizes[index], [*bins[place][1], index])
+    falling = sorted(range(len(trees)), key=lambda i: (-sizes[i], i))
+    bins: list[list[int]] = []
+    used: list[int] = []
+    for index in falling:
+        place = next((k for k, full in enumerate(used) if full + sizes[index] <= token_budget), len(bins))
+        if place == len(bins):
+            bins.append([])
+            used.append(0)
+        bins[place].append(index)
+        used[place] += sizes[index]
     while len(bins) % ranks:
-        place = max(range(len(bins)), key=lambda k: len(bins[k][1]))
-        if len(bins[place][1]) < 2:
+        largest = max(bins, key=len)
+        if len(largest) < 2:
             raise PrefloopError(f"{len(trees)} trees cannot be spread over {ranks} workers; give each step more trees.")
-        moved = bins[place][1].pop()
-        bins.append((sizes[moved], [moved]))
-    return [sorted(members) for _, members in bins]
+        bins.append([largest.pop()])
+    even: list[list[int]] = [[] for _ in bins]
+    used = [0] * len(bins)
+    for index in falling:
+        place = used.index(min(used))
+        even[place].append(index)
+        used[place] += sizes[index]
+    return [sorted(members) for members in (even if max(used, default=0) <= token_budget else bins)]
 
 
 def pieces(tree: Tree, token_budget: int) -> list[Piece]:
@@ -225,7 +249,7 @@ class _Rows:
         self.nodes: list[int] = []
         self.ancestors: list[list[int]] = []
         self.ranges: list[tuple[int, int]] = []
-        self.blocks: list[Block] = []
+        self.blocks: list[Rows] = []
         self.targets: list[int] = []
         self.sources: list[int] = []
         self.branch_of: list[int] = []
@@ -259,15 +283,27 @@ class _Rows:
             before = self.ranges[parent][1] - 1 if parent is not None else None
             self._read(tree_index, index, tree, start, before, branch.get(index, -1))
         if len(self.tokens) - first_row <= DENSE:
-            self.blocks.append(Block(first_row, len(self.tokens), ((first_row, len(self.tokens)),)))
+            self.blocks.append(Rows(first_row, len(self.tokens), ((first_row, len(self.tokens)),)))
         else:
             for node_row in range(first_node, len(self.ranges)):
-                keys = tuple(self.ranges[a] for a in self.ancestors[node_row])
-                self.blocks.append(Block(*self.ranges[node_row], keys))
+                self.blocks += self._cut(node_row)
         for pair in tree.pairs:
             if pair.a not in branch or pair.b not in branch:
                 raise ValueError(f"tree {tree.id}: a pair names a node that is not a leaf")
             self.pairs.append((branch[pair.a], branch[pair.b], pair.target, pair.weight, pair.margin))
+
+    def _cut(self, node: int) -> Iterator[Rows]:
+        """A node's rows in equal parts, each with all that it sees; ranges that touch are one."""
+        start, stop = self.ranges[node]
+        seen: list[tuple[int, int]] = []
+        for first, last in (self.ranges[ancestor] for ancestor in self.ancestors[node]):
+            if seen and seen[-1][1] == first:
+                first = seen.pop()[0]
+            seen.append((first, last))
+        parts = -(-(stop - start) // ROWS)
+        for part in range(parts):
+            first, last = (start + (stop - start) * edge // parts for edge in (part, part + 1))
+            yield Rows(first, last, (*seen[:-1], (seen[-1][0], last)))
 
     def _read(self, tree_index: int, node_index: int, tree: Tree, start: int, before: int | None, branch: int) -> None:
         node = tree.nodes[node_index]

@@ -33,10 +33,13 @@ class Encoder:
         Raises PrefloopError when the answer was sampled with another tokenizer: its tokens would mean other words here.
         """
         if completion.segments:
-            tokens = completion.tokens
-            written = tokens[:-1] if completion.finish_reason == "stop" else tokens
+            tokens, text, stopped = completion.tokens, completion.text, completion.finish_reason == "stop"
             known = all(0 <= token < len(self.tokenizer) for token in tokens)
-            if not known or decode(self.tokenizer, written) != completion.text:
+            same = known and decode(self.tokenizer, tokens[:-1] if stopped else tokens) == text
+            if known and stopped and not same:
+                whole = decode(self.tokenizer, tokens)
+                same = any(whole.startswith(text + string) for string in completion.sampling.stop)
+            if not same:
                 raise PrefloopError(
                     f"Completion {completion.id!r} has tokens of another tokenizer than this model's; take a model of "
                     "the family that sampled it, or sample anew with this one."

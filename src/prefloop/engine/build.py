@@ -42,7 +42,7 @@ def use_threads(engine: EngineConfig) -> None:
     torch.set_num_threads(engine.threads or available_cores())
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
-        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        libc.mallopt(M_TRIM_THRESHOLD, -1)  # never
         libc.mallopt(M_MMAP_THRESHOLD, 2**30)
 
 
@@ -79,8 +79,17 @@ def build_encoder(loaded: LoadedModel) -> Encoder:
     return Encoder(tokenizer, stop, context_length(loaded.model))
 
 
-def build_sampler(loaded: LoadedModel, checkpoint: str, max_rows: int = 128) -> LocalSampler:
-    return LocalSampler(loaded, context=context_length(loaded.model), max_rows=max_rows, checkpoint=checkpoint)
+def build_sampler(
+    loaded: LoadedModel, checkpoint: str, engine: EngineConfig, *, max_rows: int = 128, int8: bool = False
+) -> LocalSampler:
+    return LocalSampler(
+        loaded,
+        context=context_length(loaded.model),
+        max_rows=max_rows,
+        cache_mb=engine.cache_mb,
+        checkpoint=checkpoint,
+        int8=int8,
+    )
 
 
 def build_learner(
@@ -101,7 +110,13 @@ def build_learner(
     if head is not None:
         head.to(next(loaded.model.parameters()).device)
     return LocalLearner(
-        loaded, optim=optim, token_budget=engine.token_budget, head=head, pooling=pooling, lora=lora is not None
+        loaded,
+        optim=optim,
+        token_budget=engine.token_budget,
+        head=head,
+        pooling=pooling,
+        lora=lora is not None,
+        recompute=engine.recompute,
     )
 
 

@@ -3,6 +3,7 @@ packed once per version instead of once per product. Other families decode throu
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
@@ -10,26 +11,34 @@ import torch
 from torch import Tensor, nn
 
 from prefloop.models.lora import merged_weight
+from prefloop.ops.attention import Traits
 
 SHAPES = ("LlamaForCausalLM",)
+Then = Literal["none", "swish", "mul", "add"]
 ROWS = 64  # rows of a typical step, for which oneDNN lays packed weights out
 
 
 class Rows(Protocol):
-    """The rows being written, with the keys and values of their tokens."""
+    """Tokens whose keys and values are kept: one of each row being written, or all of some prompts."""
 
-    def mix(self, layer: int, query: Tensor, keys_values: Tensor, scaling: float) -> Tensor:
-        """Keep keys and values [N, 2, Hk, D] of one token a row; attention of query [N, H, D] -> [N, H x D]."""
+    last: Tensor | None
+    """Which of the tokens are read, where not all are."""
+
+    def mix(self, layer: int, query: Tensor, keys_values: Tensor, traits: Traits) -> Tensor:
+        """Keep keys and values [N, 2, Hk, D] of N tokens; attention of query [N, H, D] -> [N, H x D]."""
         ...
 
 
 class Decoder:
-    """One new token in each of many rows, [N] ids -> [N, D] last states, by the merged weights of a model."""
+    """Tokens of many rows at once, [N] ids -> [N, D] last states, by the merged weights of a model."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, int8: bool = False) -> None:
         self.model = model
+        self.product = Int8Product if int8 else Product
         self.trunk = model.get_decoder()
         self.frozen: dict[nn.Module, tuple[Product, ...]] = {}
+        self.kept: dict[nn.Module, tuple[Product, ...]] = {}
+        self.layers: list[tuple[Product, ...]] = [()] * len(self.trunk.layers)
         self.load()
 
     @staticmethod
@@ -41,31 +50,59 @@ class Decoder:
     @torch.no_grad()
     def load(self) -> None:
         """Take the model's weights as they are now; parts in which nothing trains are packed once."""
-        self.layers = [self._current(layer, _products) for layer in self.trunk.layers]
-        (self.head,) = self._current(self.model.get_output_embeddings(), lambda head: (Product(head),))
+        for index, layer in enumerate(self.trunk.layers):
+            self.layers[index] = ()  # the old ones go before the new ones come
+            self.layers[index] = self._current(layer, self._products)
+        self.eps = self.trunk.norm.weight.new_full((1,), self.trunk.norm.variance_epsilon, dtype=torch.float32)
+        (self.head,) = self._current(self.model.get_output_embeddings(), lambda head: (self.product(head),))
 
     def _current(self, part: nn.Module, pack: Callable[[Any], tuple[Product, ...]]) -> tuple[Product, ...]:
         products = self.frozen.get(part) or pack(part)
         if not any(p.requires_grad for p in part.parameters()):
             self.frozen[part] = products
+        elif not products[0].packed:
+            kept = self.kept.setdefault(part, products)
+            for old, new in zip(kept, products, strict=True):
+                old.take(new)
+            return kept
         return products
+
+    def _products(self, layer: Any) -> tuple[Product, ...]:
+        attention, mlp = layer.self_attn, layer.mlp
+        return (
+            self.product(attention.q_proj, attention.k_proj, attention.v_proj),
+            self.product(attention.o_proj),
+            self.product(mlp.gate_proj),
+            self.product(mlp.up_proj),
+            self.product(mlp.down_proj),
+        )
 
     @torch.no_grad()
     def step(self, tokens: Tensor, positions: Tensor, rows: Rows) -> Tensor:
-        """tokens and positions [N], a row each; `rows` keeps keys and values and attends. Returns states [N, D]."""
+        """tokens and positions [N]; `rows` keeps keys and values and attends. Returns states [N, D] of rows.last."""
         states: Tensor = self.trunk.embed_tokens(tokens)
         turn = _rotation(*(part[0] for part in self.trunk.rotary_emb(states[None], positions[None])))
         for index, (layer, (qkv, out, gate, up, down)) in enumerate(zip(self.trunk.layers, self.layers, strict=True)):
             attention = layer.self_attn
-            heads = qkv(_normed(states, layer.input_layernorm)).view(len(tokens), -1, attention.head_dim)
+            heads = qkv(self._normed(states, layer.input_layernorm)).view(len(tokens), -1, attention.head_dim)
             key_heads = heads.shape[1] // (attention.num_key_value_groups + 2)
             turned = turn(heads, key_heads)
             keys_values = turned[:, -2 * key_heads :].view(len(tokens), 2, key_heads, -1)
-            mixed = rows.mix(index, turned[:, : -2 * key_heads], keys_values, attention.scaling)
+            mixed = rows.mix(index, turned[:, : -2 * key_heads], keys_values, Traits(attention.scaling))
+            if rows.last is not None and index == len(self.layers) - 1:
+                mixed, states = mixed[rows.last], states[rows.last]
             states = out(mixed, "add", states)
-            normed = _normed(states, layer.post_attention_layernorm)
+            normed = self._normed(states, layer.post_attention_layernorm)
             states = down(up(normed, "mul", gate(normed, "swish")), "add", states)
-        return _normed(states, self.trunk.norm)
+        return self._normed(states, self.trunk.norm)
+
+    def _normed(self, states: Tensor, norm: Any) -> Tensor:
+        """RMS normalisation in fp32, in fewer passes than torch's own makes on a CPU."""
+        if states.is_cuda:
+            return nn.functional.rms_norm(states, norm.weight.shape, norm.weight, norm.variance_epsilon)
+        length = torch.linalg.vector_norm(states, dim=-1, keepdim=True, dtype=torch.float32)
+        scaled = states * torch.addcmul(self.eps, length, length, value=1 / states.shape[-1]).rsqrt_()
+        return torch.mul(scaled, norm.weight, out=scaled if scaled.dtype == states.dtype else torch.empty_like(states))
 
 
 class Product:
@@ -74,57 +111,72 @@ class Product:
 
     @torch.no_grad()
     def __init__(self, *linears: Any) -> None:
-        weight = torch.cat([merged_weight(linear) for linear in linears])
-        self.bias = None if linears[0].bias is None else torch.cat([linear.bias for linear in linears])
-        self.packed = weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and _onednn_has_bf16()
+        weights = [merged_weight(linear) for linear in linears]
+        bias = None if linears[0].bias is None else torch.cat([linear.bias for linear in linears])
+        self._lay_out(weights[0] if len(weights) == 1 else torch.cat(weights), bias)
+
+    def _lay_out(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.bias, self.packed = bias, weight.device.type == "cpu" and _onednn_packs(weight.dtype)
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS) if self.packed else weight
 
-    def __call__(
-        self, x: Tensor, then: Literal["none", "swish", "mul", "add"] = "none", other: Tensor | None = None
-    ) -> Tensor:
+    def take(self, other: Product) -> None:
+        """Another's values in this one's memory, which captured graphs read."""
+        self.weight.copy_(other.weight)
+        if self.bias is not None and other.bias is not None:
+            self.bias.copy_(other.bias)
+
+    def __call__(self, x: Tensor, then: Then = "none", other: Tensor | None = None) -> Tensor:
         made: Tensor
-        if self.packed and other is None:
+        if not self.packed:
+            return _followed(nn.functional.linear(x, self.weight, self.bias), then, other)
+        if other is None:
             made = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, then, [], "")
-        elif self.packed:
-            made = torch.ops.mkldnn._linear_pointwise.binary(x, other, self.weight, self.bias, then)
         else:
-            made = nn.functional.linear(x, self.weight, self.bias)
-            if other is not None:
-                made = made.mul_(other) if then == "mul" else made.add_(other)
-            elif then == "swish":
-                made = nn.functional.silu(made, inplace=True)
+            made = torch.ops.mkldnn._linear_pointwise.binary(x, other, self.weight, self.bias, then)
         return made
 
 
-def _products(layer: Any) -> tuple[Product, ...]:
-    attention, mlp = layer.self_attn, layer.mlp
-    return (
-        Product(attention.q_proj, attention.k_proj, attention.v_proj),
-        Product(attention.o_proj),
-        Product(mlp.gate_proj),
-        Product(mlp.up_proj),
-        Product(mlp.down_proj),
-    )
+class Int8Product(Product):
+    """The product in whole numbers: each output's weights, and each call's inputs, rounded to 8 bits (7 for inputs
+    where the CPU has no VNNI, whose pairwise sums would overflow)."""
+
+    def _lay_out(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.packed, self.narrow = True, not torch.cpu._is_vnni_supported()
+        scale = weight.float().abs().amax(dim=1).clamp(min=1e-30) / 127
+        whole = (weight / scale[:, None]).round_().to(torch.int8)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch announces the end of quantised tensors, which this packing needs
+            zeros = torch.zeros(len(scale), dtype=torch.long)
+            quantised = torch._make_per_channel_quantized_tensor(whole, scale.double(), zeros, 0)
+        self.weight = torch.ops.quantized.linear_prepack(quantised, None if bias is None else bias.float())
+
+    def __call__(self, x: Tensor, then: Then = "none", other: Tensor | None = None) -> Tensor:
+        made: Tensor = torch.ops.quantized.linear_dynamic(x.float(), self.weight, self.narrow)
+        return _followed(made.to(x.dtype), then, other)
 
 
-def _onednn_has_bf16() -> bool:
+def _followed(made: Tensor, then: Then, other: Tensor | None) -> Tensor:
+    if other is not None:
+        return made.mul_(other) if then == "mul" else made.add_(other)
+    return nn.functional.silu(made, inplace=True) if then == "swish" else made
+
+
+def _onednn_packs(dtype: torch.dtype) -> bool:
     there: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]  # torch's own
-    return there and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
-
-def _normed(states: Tensor, norm: Any) -> Tensor:
-    return nn.functional.rms_norm(states, norm.weight.shape, norm.weight, norm.variance_epsilon)
+    bf16 = dtype == torch.bfloat16 and there and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return bf16 or (there and dtype == torch.float32)
 
 
 def _rotation(cos: Tensor, sin: Tensor) -> Callable[[Tensor, int], Tensor]:
     """Rotary positions (Su et al. 2021), cos and sin [N, D] in halves as Llama has them: heads [N, H, D] and the number
     of those at the end that stay as they are (the values)."""
     half = cos.shape[-1] // 2
-    signed = torch.cat([-sin[:, :half], sin[:, half:]], dim=-1)[:, None]
+    cos, signed = cos[:, None], torch.cat([-sin[:, :half], sin[:, half:]], dim=-1)[:, None]
 
     def turn(heads: Tensor, still: int) -> Tensor:
         turned = heads[:, :-still]
-        torch.addcmul(turned * cos[:, None], turned.roll(half, dims=-1), signed, out=turned)
+        rolled = turned.roll(half, dims=-1)
+        turned.mul_(cos).addcmul_(rolled, signed)
         return heads
 
     return turn

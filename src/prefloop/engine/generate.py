@@ -1,11 +1,15 @@
-"""The reference sampler: prompts are prefilled once and shared, rows decode together, finished rows leave and waiting
-requests take their place."""
+"""The reference sampler: prompts are read once and shared, rows decode together, finished rows leave and waiting
+requests take their place, within a budget of memory."""
 
 from __future__ import annotations
 
+import functools
+import itertools
+import math
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -13,192 +17,286 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from prefloop.data.chat import decode
-from prefloop.data.forest import ForestLayout, build_forest
+from prefloop.engine.cache import Cache, Reading, Sharing, Step
 from prefloop.engine.decode import Decoder
+from prefloop.engine.graphs import StaticCache, StaticStep, Steps, capturable
 from prefloop.engine.verbs import Request, Weights
 from prefloop.models.attention import Layout
 from prefloop.models.load import LoadedModel, stop_token_ids
-from prefloop.ops.attention import Traits, attend
-from prefloop.types import Completion, FinishReason, Node, PrefloopError, Segment, Tree
+from prefloop.ops.attention import Traits
+from prefloop.types import Completion, FinishReason, PrefloopError, Segment
 
-FREE = 0.25  # share of the rows that must be free before new prompts are read
+FREE = 0.25  # share of the rows that must be free before new ones join
+_Item = TypeVar("_Item")
+TOKENS = 4096  # tokens of prompts that are read in one forward, each counted as long as the longest
+CHUNK = 2**18  # probabilities that are made at a time: so many stay in a core's cache
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
+class _Prompt:
+    """A prompt, what of it is still to be answered, and once read the state [D] of its last token."""
+
+    tokens: tuple[int, ...]
+    unfinished: int
+    state: Tensor | None = None
+
+
+@dataclass(slots=True, eq=False)
 class _Row:
     """One completion being written."""
 
     request: Request
+    prompt: _Prompt
     uniforms: NDArray[np.float64]
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
 
 
-class _Cache:
-    """Keys and values of the rows being written, [2, rows, Hk, S, D] a layer; rows 0..n-1 are alive.
+class _Empty:
+    """The layout of one token's forward, which finds out the shape of each layer's keys and values."""
 
-    Attention reads all S slots, because products over a slice of them would copy it first; so S grows by blocks.
-    """
-
-    BLOCK = 32
-
-    def __init__(self, rows: int) -> None:
-        self.rows, self.length = rows, 0
-        self.lengths = torch.zeros(rows, dtype=torch.long)
+    def __init__(self) -> None:
         self.layers: dict[int, Tensor] = {}
 
-    def reserve(self, length: int) -> None:
-        """Make room for rows of `length` tokens."""
-        if length <= self.length:
-            return
-        self.length = -(-length // self.BLOCK) * self.BLOCK
-        for layer, old in self.layers.items():
-            self.layers[layer] = old.new_zeros(*old.shape[:3], self.length, old.shape[4])
-            self.layers[layer][:, :, :, : old.shape[3]] = old
-
-    def slot(self, layer: int, like: Tensor) -> Tensor:
-        """The layer's store; `like` has the shape [Hk, ..., D] of its keys."""
-        if layer not in self.layers:
-            self.layers[layer] = like.new_zeros(2, self.rows, like.shape[0], self.length, like.shape[-1])
-        return self.layers[layer]
-
-    def move(self, source: int, target: int) -> None:
-        used = int(self.lengths[source])
-        for store in self.layers.values():
-            store[:, target, :, :used] = store[:, source, :, :used]
-        self.lengths[target] = used
-
-
-@dataclass(frozen=True)
-class _Prefill:
-    """A forest of prompts whose keys and values are copied into the rows that continue them."""
-
-    layout: ForestLayout
-    cache: _Cache
-    spans: tuple[tuple[int, int, int, int], ...]  # (first token, last token + 1, first row, last row + 1)
-
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, traits: Traits) -> Tensor:
-        keys, values = self.cache.slot(layer, key)
-        for start, stop, first, last in self.spans:
-            keys[first:last, :, : stop - start] = key[:, start:stop]
-            values[first:last, :, : stop - start] = value[:, start:stop]
-        return self.layout.attend(layer, query, key, value, traits)
+        self.layers[layer] = key.new_empty(2, 0, key.shape[0], 0, key.shape[-1])
+        return value.repeat_interleave(len(query) // len(value), dim=0)
 
 
-class _Step:
-    """One new token in each of n rows, row i at position at[i]."""
+class _Batch:
+    """What is being written, and what waits for its turn."""
 
-    def __init__(self, cache: _Cache, at: Tensor) -> None:
-        self.cache, self.at = cache, at
-        self.index = torch.arange(len(at), device=at.device)
-        self.biases: dict[int | None, Tensor] = {}
-        self.seen: Tensor | None = None
+    def __init__(self, queue: Sequence[tuple[_Prompt, Request]], cache: Cache, max_rows: int) -> None:
+        self.queue, self.cache = deque(queue), cache
+        self.shared = len({id(prompt) for prompt, _ in queue}) < len(queue)
+        self.whole = not self.shared or isinstance(cache, StaticCache)  # rows keep their prompts too
+        self.max_rows = self.full = min(max_rows, len(queue))
+        self.rows: list[_Row] = []
+        self.prompts: list[_Prompt] = []  # those whose keys and values are shared, by slot
+        self.sharing: Sharing | None = None
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, traits: Traits) -> Tensor:
-        keys, values = self._kept(layer, torch.stack([key, value]).permute(2, 0, 1, 3))
-        out = attend(query.transpose(0, 1)[:, :, None], keys, values, self._bias(traits.window), traits)
-        return out[:, :, 0].transpose(0, 1)
+    def own(self, prompt: _Prompt, request: Request) -> int:
+        """Tokens that a row will have kept itself when it ends: the last one drawn is never read."""
+        return request.sampling.max_tokens - 1 + (len(prompt.tokens) if self.whole else 0)
 
-    def mix(self, layer: int, query: Tensor, keys_values: Tensor, scaling: float) -> Tensor:
-        """See decode.Rows: the same attention, without traits, in fewer passes."""
-        kept = self._kept(layer, keys_values)
-        keys, values = (part.flatten(0, 1) for part in kept)
-        grouped = query.reshape(len(keys), -1, query.shape[-1])
-        if self.seen is None:
-            self.seen = self._bias(None).to(keys.dtype).repeat_interleave(len(keys) // len(query), dim=0)
-        scores = torch.baddbmm(self.seen, grouped, keys.transpose(1, 2), alpha=scaling)
-        return torch.bmm(torch.softmax(scores, dim=-1), values).view(len(query), -1)
+    def fits(self, rows: Sequence[tuple[_Prompt, Request]], prompts: Sequence[_Prompt]) -> bool:
+        longest = max((self.own(*row) for row in rows), default=0)
+        return self.cache.fits(
+            len(rows), longest, len(prompts), max((len(prompt.tokens) for prompt in prompts), default=0)
+        )
 
-    def _kept(self, layer: int, keys_values: Tensor) -> Tensor:
-        """Keys and values [N, 2, Hk, D] join the cache; all of the living rows' [2, N, Hk, S, D]."""
-        store = self.cache.slot(layer, keys_values[0, 0])
-        store[:, self.index, :, self.at] = keys_values
-        return store[:, : len(self.at)]
+    def admit(self) -> list[_Prompt]:
+        """Rows join in the queue's order, as many as there is room for; the prompts that have to be read first."""
+        if len(self.rows) > self.full * (1 - FREE):  # prompts are read together: alone they keep no core busy
+            return []
+        fresh: list[_Prompt] = []
+        rows = [(row.prompt, row.request) for row in self.rows]
+        while self.queue and len(self.rows) < self.max_rows:
+            prompt, request = self.queue[0]
+            new = prompt.state is None and prompt not in fresh
+            prompts = self.prompts + [prompt] * (self.shared and new)
+            rows.append((prompt, request))
+            if not self.fits(rows, prompts):
+                break
+            self.queue.popleft()
+            self.prompts = prompts
+            fresh += [prompt] * new
+            self.rows.append(_Row(request, prompt, _uniforms(request)))
+        self.full = len(self.rows)
+        self.sharing = None
+        return fresh
 
-    def _bias(self, window: int | None) -> Tensor:
-        if window not in self.biases:
-            slots, at = torch.arange(self.cache.length, device=self.at.device)[None], self.at[:, None]
-            seen = slots <= at if window is None else (slots <= at) & (slots > at - window)
-            bias = torch.zeros(seen.shape, device=seen.device).masked_fill_(~seen, float("-inf"))
-            self.biases[window] = bias[:, None]
-        return self.biases[window]
+    def drop(self, index: int) -> None:
+        """A row leaves, and its prompt after the last of its rows; the last ones move into their places."""
+        prompt = _pop(self.rows, index).prompt
+        self.cache.rows.drop(index)
+        prompt.unfinished -= 1
+        if self.shared and not prompt.unfinished:
+            slot = self.prompts.index(prompt)
+            _pop(self.prompts, slot)
+            self.cache.prompts.drop(slot)
+        self.sharing = None
+
+    def step(self, device: torch.device) -> Step:
+        """The layout in which each row gets a token more."""
+        rows, prompts = self.cache.rows.lengths, self.cache.prompts.lengths
+        self.cache.reserve(len(rows), max(rows) + 1, len(prompts), max(prompts, default=0))
+        if self.shared and self.sharing is None:
+            slots = {id(prompt): slot for slot, prompt in enumerate(self.prompts)}
+            self.sharing = Sharing([slots[id(row.prompt)] for row in self.rows], len(slots), device)
+        return Step(self.cache, self.sharing, device)
 
 
 class LocalSampler:
-    """Samples from a model in this process."""
+    """Samples from a model in this process, at most `max_rows` answers at a time and within `cache_mb` MiB of keys and
+    values. `int8`: by a quantised copy of its weights (see decode.Int8Product)."""
 
-    def __init__(self, loaded: LoadedModel, *, context: int, max_rows: int = 128, checkpoint: str = "") -> None:
-        self.context, self.max_rows, self.checkpoint = context, max_rows, checkpoint
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        *,
+        context: int,
+        max_rows: int = 128,
+        cache_mb: float = 2048,
+        checkpoint: str = "",
+        int8: bool = False,
+    ) -> None:
+        self.context, self.max_rows, self.cache_mb, self.checkpoint = context, max_rows, cache_mb, checkpoint
+        self.int8 = int8
         self.decoder: Decoder | None = None
+        self.steps: Steps | None = None
         self.load(Weights(0, loaded))
 
     def load(self, weights: Weights) -> None:
         """Serve these weights from now on."""
+        if self.steps is not None and weights.content.model is not self.loaded.model:
+            self.steps = None
         self.version = weights.version
         self.loaded: LoadedModel = weights.content
         model: Any = self.loaded.model
         if self.decoder is not None and self.decoder.model is model:
             self.decoder.load()
         else:
-            self.decoder = Decoder(model) if Decoder.suits(model) else None
+            self.decoder = Decoder(model, self.int8) if Decoder.suits(model) else None
+            self.empty: dict[int, Tensor] | None = None
         self.trunk: nn.Module = model.get_decoder()
         self.unembedding: nn.Module = model.get_output_embeddings()
+        self.softcap: float | None = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
         self.device = next(self.trunk.parameters()).device
+        self.static = self.device.type == "cuda"
+        if self.int8 and (self.decoder is None or self.device.type != "cpu"):
+            raise PrefloopError(
+                f"{self.loaded.name} cannot write in int8: that takes a model like Llama on a CPU; set rollout_dtype "
+                "to 'same'."
+            )
         self.stops = stop_token_ids(self.loaded.tokenizer, self.loaded.model)
 
     @torch.no_grad()
     def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
-        """See verbs.Sampler. Raises PrefloopError for a prompt that leaves no room for an answer."""
-        waiting = _grouped(requests)
-        for request in requests:
+        """See verbs.Sampler. Raises PrefloopError for a request that leaves no room for an answer, in the model's
+        context or in the cache."""
+        if not requests:
+            return
+        queue = _queue(requests)
+        batch = _Batch(queue, self._cache(queue), self.max_rows)
+        self._check(batch)
+        while batch.queue or batch.rows:
+            first, fresh = len(batch.rows), batch.admit()
+            if len(batch.rows) > first:
+                self._read(batch, first, fresh)
+                states = [row.prompt.state for row in batch.rows[first:] if row.prompt.state is not None]
+                yield from self._draw(batch, self._logits(torch.stack(states)), first)
+            if batch.rows and self.steps is not None:
+                yield from self._take(batch, 0, *self._replayed(batch, self.steps))
+            elif batch.rows:
+                yield from self._draw(batch, self._logits(self._step(batch)), 0)
+
+    def _check(self, batch: _Batch) -> None:
+        for prompt, request in batch.queue:
+            size = f"{len(request.tokens)} tokens and {request.sampling.max_tokens} new ones"
             if len(request.tokens) + request.sampling.max_tokens > self.context:
-                size = f"{len(request.tokens)} tokens and {request.sampling.max_tokens} new ones"
                 raise PrefloopError(
                     f"Prompt {request.prompt_id!r} has {size}, more than the model's context of {self.context}; "
                     "shorten it or lower max_tokens."
                 )
-        capacity = min(max(self.max_rows, max(map(len, waiting), default=1)), max(len(requests), 1))
-        cache = _Cache(capacity)
-        alive: list[_Row] = []
-        while waiting or alive:
-            fresh: list[list[Request]] = []
-            room = capacity - len(alive)
-            if not alive or room >= capacity * FREE:  # prompts are read together: alone they keep no core busy
-                while waiting and len(waiting[0]) <= room:
-                    room -= len(waiting[0])
-                    fresh.append(waiting.pop(0))
-            if fresh:
-                logits = self._prefill(cache, alive, fresh)
-                yield from self._draw(cache, alive, logits, len(alive) - sum(map(len, fresh)))
-            if alive:
-                logits = self._decode(cache, alive)
-                yield from self._draw(cache, alive, logits, 0)
+            if "" in request.sampling.stop:
+                raise PrefloopError(f"Prompt {request.prompt_id!r} has an empty stop string; leave it out.")
+            if special := sorted({*request.sampling.stop} & {*self.loaded.tokenizer.all_special_tokens}):
+                raise PrefloopError(
+                    f"Prompt {request.prompt_id!r} has the special token {special[0]} among its stop strings, which no "
+                    "text holds; give its number in stop_tokens."
+                )
+            if not batch.fits([(prompt, request)], [prompt] * batch.shared):
+                raise PrefloopError(
+                    f"Prompt {request.prompt_id!r} has {size}, whose keys and values do not fit into {self.cache_mb} "
+                    "MiB; raise engine.cache_mb, shorten it or lower max_tokens."
+                )
 
-    def _prefill(self, cache: _Cache, alive: list[_Row], groups: Sequence[Sequence[Request]]) -> Tensor:
-        trees = [Tree(id=g[0].prompt_id, nodes=(Node(parent=-1, tokens=g[0].tokens, author="prompt"),)) for g in groups]
-        forest = build_forest(trees, self.device)
-        spans, start, repeats = [], 0, []
-        for group in groups:
-            first, length = len(alive), len(group[0].tokens)
-            alive += [_Row(request, _uniforms(request)) for request in group]
-            spans.append((start, start + length, first, len(alive)))
-            cache.lengths[first : len(alive)] = length
-            start += length
-            repeats.append(len(group))
-        cache.reserve(int(cache.lengths[: len(alive)].max()))
-        states = self._hidden(forest.tokens, forest.positions, _Prefill(forest.layout, cache, tuple(spans)))
-        last = states[forest.leaves].repeat_interleave(torch.tensor(repeats, device=self.device), dim=0)
-        return self._logits(last)
+    def _cache(self, queue: Sequence[tuple[_Prompt, Request]]) -> Cache:
+        """Room for keys and values; where steps are static it is kept, with their graphs, until more is needed."""
+        empty, budget = self._empty(), int(self.cache_mb * 2**20)
+        if not self.static:
+            return Cache(empty, budget)
+        cache = StaticCache(empty, budget)
+        prompts = {id(prompt): len(prompt.tokens) for prompt, _ in queue}
+        rows, length = min(self.max_rows, len(queue)), max(len(p.tokens) + r.sampling.max_tokens for p, r in queue) - 1
 
-    def _decode(self, cache: _Cache, alive: Sequence[_Row]) -> Tensor:
-        tokens = torch.tensor([row.tokens[-1] for row in alive], device=self.device)
-        positions = cache.lengths[: len(alive)].to(self.device)
-        cache.reserve(int(positions.max()) + 1)
-        layout = _Step(cache, positions)
-        step = self.decoder.step if self.decoder else self._hidden
-        states = step(tokens, positions, layout)
-        cache.lengths[: len(alive)] += 1
-        return self._logits(states)
+        def needs(rows: int) -> tuple[int, int, int, int]:
+            return rows, length, math.ceil(rows * len(prompts) / len(queue)), max(prompts.values())
+
+        while rows > 1 and not cache.fits(*needs(rows)):
+            rows = -(-rows // 2)
+        if self.steps is None or not self.steps.cache.fits(*needs(rows)):
+            self.steps = None  # its memory is free before the next is taken
+            cache.rows.resize(rows, length)
+            self.steps = Steps(self._static_step, cache, self.device, capturable(self.loaded.model))
+        self.steps.cache.clear()
+        return self.steps.cache
+
+    def _empty(self) -> dict[int, Tensor]:
+        """Nothing yet of each layer's keys and values, in their shapes."""
+        if self.empty is None:
+            layout, token = _Empty(), torch.zeros(1, dtype=torch.long, device=self.device)
+            self._hidden(token, token, layout)
+            self.empty = layout.layers
+        return self.empty
+
+    def _read(self, batch: _Batch, first: int, fresh: Sequence[_Prompt]) -> None:
+        """Read the prompts of the rows from `first` on that are not read yet."""
+        cache, store = batch.cache, batch.cache.prompts if batch.shared else batch.cache.rows
+        sizes = [len(prompt.tokens) for prompt in fresh]
+        if batch.shared:
+            cache.rows.lengths += [0] * (len(batch.rows) - first)
+            cache.reserve(len(batch.rows), max(cache.rows.lengths), len(batch.prompts), max(store.lengths + sizes))
+        else:
+            cache.reserve(len(batch.rows), max(store.lengths + sizes), 0, 0)
+        while fresh:
+            count = next((i for i in range(2, len(fresh) + 1) if i * max(sizes[:i]) > TOKENS), len(fresh) + 1) - 1
+            slot = len(store.lengths)
+            store.lengths += sizes[:count]
+            layout = Reading(store, slot, self.device)
+            tokens = torch.tensor([token for prompt in fresh[:count] for token in prompt.tokens], device=self.device)
+            states = self._states(tokens, layout.positions, layout)
+            for prompt, state in zip(fresh[:count], states, strict=True):
+                prompt.state = state
+            fresh, sizes = fresh[count:], sizes[count:]
+        if batch.shared and isinstance(cache, StaticCache):
+            for prompt, rows in itertools.groupby(batch.rows[first:], key=lambda row: row.prompt):
+                last = first + len(list(rows))
+                cache.copy(batch.prompts.index(prompt), first, last)
+                first = last
+
+    def _step(self, batch: _Batch) -> Tensor:
+        layout = batch.step(self.device)
+        tokens = torch.tensor([row.tokens[-1] for row in batch.rows], device=self.device)
+        states = self._states(tokens, layout.positions, layout)
+        batch.cache.rows.lengths = [length + 1 for length in batch.cache.rows.lengths]
+        return states
+
+    def _replayed(self, batch: _Batch, steps: Steps) -> tuple[list[int], list[float]]:
+        lengths = batch.cache.rows.lengths
+        made = steps.run(
+            [
+                (row.tokens[-1], length, row.request.sampling.temperature, row.uniforms[len(row.tokens)])
+                for row, length in zip(batch.rows, lengths, strict=True)
+            ]
+        )
+        batch.cache.rows.lengths = [length + 1 for length in lengths]
+        return made
+
+    def _static_step(self, given: Tensor, length: int) -> Tensor:
+        """Token, position, temperature and uniform number [N, 4] -> the token drawn and its log-prob [N, 2]."""
+        assert self.steps is not None
+        tokens, at = given[:, :2].long().unbind(1)
+        states = self._states(tokens, at, StaticStep(self.steps.cache.rows, at, length))
+        drawn, logprobs = draw(self._logits(states), given[:, 2].float(), given[:, 3], softcap=self.softcap)
+        return torch.stack([drawn.double(), logprobs.double()], dim=1)
+
+    def _states(self, tokens: Tensor, positions: Tensor, layout: Step | Reading | StaticStep) -> Tensor:
+        if self.decoder is not None:
+            return self.decoder.step(tokens, positions, layout)
+        states = self._hidden(tokens, positions, layout)
+        return states if layout.last is None else states[layout.last]
 
     def _hidden(self, tokens: Tensor, positions: Tensor, layout: Layout) -> Tensor:
         out = self.trunk(input_ids=tokens[None], position_ids=positions[None], layout=layout, use_cache=False)
@@ -208,36 +306,53 @@ class LocalSampler:
     def _logits(self, states: Tensor) -> Tensor:
         if self.decoder is not None:
             return self.decoder.head(states)
-        logits = states @ cast(Tensor, self.unembedding.weight).T
-        softcap: float | None = getattr(self.loaded.model.config.get_text_config(), "final_logit_softcapping", None)
-        return softcap * torch.tanh(logits.float() / softcap) if softcap else logits
+        return states @ cast(Tensor, self.unembedding.weight).T
 
-    def _draw(self, cache: _Cache, alive: list[_Row], logits: Tensor, first: int) -> Iterator[Completion]:
-        """Draw one token for each row from `first` on; rows that end are yielded and leave the cache."""
-        rows = alive[first:]
-        temperatures = torch.tensor([row.request.sampling.temperature for row in rows], device=logits.device)
+    def _draw(self, batch: _Batch, logits: Tensor, first: int) -> Iterator[Completion]:
+        """Draw one token for each row from `first` on."""
+        rows = batch.rows[first:]
+        found = [row.request.sampling.temperature for row in rows]
+        temperatures = torch.tensor(found, dtype=torch.float32, device=logits.device)
         uniforms = torch.tensor([row.uniforms[len(row.tokens)] for row in rows], device=logits.device)
-        tokens, logprobs = draw(logits, temperatures, uniforms)
-        for row, token, logprob in zip(rows, tokens.tolist(), logprobs.tolist(), strict=True):
+        tokens, logprobs = draw(logits, temperatures, uniforms, softcap=self.softcap)
+        yield from self._take(batch, first, tokens.tolist(), logprobs.tolist())
+
+    def _take(
+        self, batch: _Batch, first: int, tokens: Sequence[int], logprobs: Sequence[float]
+    ) -> Iterator[Completion]:
+        """A token more for each row from `first` on; those that end are yielded and leave."""
+        for row, token, logprob in zip(batch.rows[first:], tokens, logprobs, strict=True):
             row.tokens.append(token)
             row.logprobs.append(logprob)
-        for index in range(len(alive) - 1, first - 1, -1):
-            row = alive[index]
-            stopped = row.tokens[-1] in self.stops
-            if stopped or len(row.tokens) == row.request.sampling.max_tokens:
-                yield self._completion(row, "stop" if stopped else "length")
-                last = alive.pop()
-                if last is not row:
-                    alive[index] = last
-                    cache.move(len(alive), index)
+        for index in range(len(batch.rows) - 1, first - 1, -1):
+            row = batch.rows[index]
+            ending = self._ending(row)
+            if ending is not None:
+                batch.drop(index)
+                yield self._completion(row, *ending)
 
-    def _completion(self, row: _Row, reason: FinishReason) -> Completion:
-        written = row.tokens[:-1] if reason == "stop" else row.tokens
+    def _ending(self, row: _Row) -> tuple[FinishReason, str] | None:
+        """Why an answer ends with the token just drawn, and its text; None while it goes on."""
+        sampling, tokenizer = row.request.sampling, self.loaded.tokenizer
+        if row.tokens[-1] in self.stops or row.tokens[-1] in sampling.stop_tokens:
+            return "stop", decode(tokenizer, row.tokens[:-1])
+        last = len(row.tokens) == sampling.max_tokens
+        reach = 4 * max(map(len, sampling.stop), default=0) + 4  # tokens, as a character has at most four bytes
+        recent = decode(tokenizer, row.tokens[-reach:]) if sampling.stop else ""
+        if not last and not any(string in recent for string in sampling.stop):
+            return None
+        text = decode(tokenizer, row.tokens)
+        found = [place for place in map(text.find, sampling.stop) if place >= 0]
+        if found:
+            return "stop", text[: min(found)]
+        return ("length", text) if last else None
+
+    def _completion(self, row: _Row, reason: FinishReason, text: str) -> Completion:
         return Completion(
             id=row.request.id,
             prompt_id=row.request.prompt_id,
             segments=(Segment(author="policy", tokens=tuple(row.tokens), logprobs=tuple(row.logprobs)),),
-            text=decode(self.loaded.tokenizer, written),
+            text=text,
             finish_reason=reason,
             sampling=row.request.sampling,
             seed=row.request.seed,
@@ -246,27 +361,63 @@ class LocalSampler:
         )
 
 
-def draw(logits: Tensor, temperatures: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+def _pop(items: list[_Item], index: int) -> _Item:
+    """Take an item out; the last one moves into its place."""
+    taken, last = items[index], items.pop()
+    if index < len(items):
+        items[index] = last
+    return taken
+
+
+def draw(logits: Tensor, temperatures: Tensor, uniforms: Tensor, softcap: float | None = None) -> tuple[Tensor, Tensor]:
     """One token a row by inverting the cumulative distribution, and its log-prob in nats under softmax(logits / T).
 
-    logits [N, V], temperatures [N], uniforms [N] in [0, 1) -> tokens [N], log-probs [N] fp32.
+    logits [N, V], temperatures [N], uniforms [N] in [0, 1) -> tokens [N], log-probs [N] fp32. `softcap` c makes them
+    c tanh(logits / c) before. The distribution is summed by blocks and inverted twice: over blocks, then within one.
     """
-    probabilities = torch.softmax(logits.float() / temperatures[:, None].float(), dim=-1)
-    cumulative = probabilities.cumsum(dim=-1)
-    total = cumulative[:, -1]
-    below = torch.nextafter(total, torch.zeros_like(total))  # rounding up to the total would draw an impossible token
-    wanted = torch.minimum((uniforms * total.double()).float(), below)
-    tokens = torch.searchsorted(cumulative, wanted[:, None], right=True)[:, 0]
-    return tokens, probabilities.gather(1, tokens[:, None])[:, 0].log()
+    rows, size = logits.shape
+    width = _block(size)
+    step = max(1, CHUNK // size) if logits.device.type == "cpu" else rows
+    tokens, logprobs = [], []
+    for start in range(0, rows, step):
+        part = slice(start, start + step)
+        scaled = logits[part] if softcap is None else torch.tanh(logits[part].float() / softcap) * softcap
+        probabilities = torch.softmax(scaled / temperatures[part, None], dim=-1)
+        blocks = probabilities.view(len(scaled), -1, width)
+        sums = blocks.sum(dim=-1).double().cumsum(dim=-1)
+        wanted = uniforms[part, None] * sums[:, -1:]
+        block = _invert(sums, wanted)
+        before = sums.gather(1, (block - 1).clamp(min=0)) * (block > 0)
+        inside = blocks.gather(1, block[:, :, None].expand(-1, -1, width))[:, 0].double().cumsum(dim=-1)
+        drawn = block * width + _invert(inside, wanted - before)
+        tokens.append(drawn)
+        logprobs.append(probabilities.gather(1, drawn).log())
+    return torch.cat(tokens)[:, 0], torch.cat(logprobs)[:, 0]
+
+
+def _invert(cumulative: Tensor, wanted: Tensor) -> Tensor:
+    """Where each row's sum [N, K] first exceeds `wanted` [N, 1]; rounding never leads to a place that adds nothing."""
+    total = cumulative[:, -1:]
+    return torch.searchsorted(
+        cumulative, torch.minimum(wanted, torch.nextafter(total, total.new_zeros(()))), right=True
+    )
+
+
+@functools.cache
+def _block(size: int) -> int:
+    """The largest divisor up to 512."""
+    return next(width for width in range(512, 0, -1) if size % width == 0)
 
 
 def _uniforms(request: Request) -> NDArray[np.float64]:
     return np.random.Generator(np.random.Philox(request.seed)).random(request.sampling.max_tokens)
 
 
-def _grouped(requests: Sequence[Request]) -> list[list[Request]]:
-    """Requests with the same prompt side by side, in order of their first."""
+def _queue(requests: Sequence[Request]) -> list[tuple[_Prompt, Request]]:
+    """Requests with the same prompt side by side; long ones first, so that neighbours need as much room."""
     groups: dict[tuple[int, ...], list[Request]] = {}
-    for request in requests:
+    for request in sorted(requests, key=lambda r: -r.sampling.max_tokens):
         groups.setdefault(request.tokens, []).append(request)
-    return list(groups.values())
+    ordered = sorted(groups.values(), key=lambda group: -len(group[0].tokens) - group[0].sampling.max_tokens)
+    prompts = [_Prompt(group[0].tokens, len(group)) for group in ordered]
+    return [(prompt, request) for prompt, group in zip(prompts, ordered, strict=True) for request in group]

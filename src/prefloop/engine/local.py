@@ -20,7 +20,7 @@ from prefloop.engine.objectives import Outputs, resolve_loss
 from prefloop.engine.verbs import Column, Read, Readings, Weights
 from prefloop.models.checkpoint import load_state, load_training, save_checkpoint
 from prefloop.models.heads import ScalarHead
-from prefloop.models.layers import carried, layer_of
+from prefloop.models.layers import carried, layer_of, layers_of, recomputed
 from prefloop.models.load import LoadedModel
 from prefloop.models.lora import adapter_off, adapter_parameters
 from prefloop.models.norms import fuse_norms
@@ -32,6 +32,8 @@ Pooling = Literal["last", "mean"]
 
 class LocalScorer:
     """A model, and a scalar head where it has one, that reads trees."""
+
+    recompute = False
 
     def __init__(
         self, loaded: LoadedModel, *, token_budget: int, head: ScalarHead | None = None, pooling: Pooling = "last"
@@ -57,7 +59,8 @@ class LocalScorer:
 
     def hidden(self, forest: Forest, lower: list[Any]) -> Tensor:
         """Last hidden states [T, D] of a forest. `lower`: what the layers below all adapters gave, empty before."""
-        with carried(self.unadapted, lower):
+        upper = layers_of(self.trunk)[len(self.unadapted) :] if self.recompute and torch.is_grad_enabled() else ()
+        with carried(self.unadapted, lower), recomputed(upper):
             out = self.trunk(
                 input_ids=forest.tokens[None],
                 position_ids=forest.positions[None],
@@ -242,8 +245,10 @@ class LocalLearner(LocalScorer):
         head: ScalarHead | None = None,
         pooling: Pooling = "last",
         lora: bool = False,
+        recompute: bool = False,
     ) -> None:
         super().__init__(loaded, token_budget=token_budget, head=head, pooling=pooling)
+        self.recompute = recompute
         self.version = 0
         self.max_grad_norm = optim.max_grad_norm
         if lora:
@@ -314,9 +319,11 @@ class LocalLearner(LocalScorer):
     def optim_step(self, lr: float, head_lr: float) -> dict[str, float]:
         """See verbs.Learner. Gradients are clipped to the configured global norm, heads included."""
         params = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = torch.nn.utils.clip_grad_norm_(params, self.max_grad_norm)
+        norm = torch.nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
         if not torch.isfinite(norm):
             raise PrefloopError(f"The gradient norm is {float(norm)}; lower the learning rate or look at the data.")
+        if norm > self.max_grad_norm:
+            torch.nn.utils.clip_grads_with_norm_(params, self.max_grad_norm, norm)
         for group, rate in zip(self.optimizer.param_groups, (lr, head_lr), strict=False):
             group["lr"] = rate
         self.optimizer.step()

@@ -82,11 +82,22 @@ def _preferred(scores: Tensor, forest: Forest, totals: Totals) -> LossOut:
     return LossOut(loss, {"loss/train": loss.detach(), "accuracy/train": right.sum() / totals.pairs})
 
 
-def ppo(out: Outputs, forest: Forest, totals: Totals, *, clip: float, value_clip: float, value_coef: float) -> LossOut:
-    """Clipped policy and value losses, means over all response tokens (Schulman et al. 2017; Ziegler et al. 2019)."""
-    mask = forest.field("weight")
+def ppo(
+    out: Outputs,
+    forest: Forest,
+    totals: Totals,
+    *,
+    clip: float,
+    value_clip: float,
+    value_coef: float,
+    importance_cap: float | None = None,
+) -> LossOut:
+    """Clipped policy and value losses, means over all response tokens (Schulman et al. 2017; Ziegler et al. 2019).
+    `importance_cap`: see _importance."""
+    mask, logprobs = forest.field("weight"), out.need("logprobs")
+    importance = _importance(logprobs, forest, importance_cap)
     policy = losses.ppo_policy(
-        out.need("logprobs"), forest.field("old_logprobs"), forest.field("advantages"), mask, clip=clip
+        logprobs, forest.field("old_logprobs"), forest.field("advantages") * importance, mask, clip=clip
     )
     value = losses.ppo_value(
         out.need("values"), forest.field("old_values"), forest.field("returns"), mask, clip=value_clip
@@ -96,22 +107,31 @@ def ppo(out: Outputs, forest: Forest, totals: Totals, *, clip: float, value_clip
         "value/loss": value.loss.detach() / count,
         "value/clip_fraction": value.clip_fraction.detach() / count,
     }
+    if importance_cap is not None:
+        metrics["sampler/importance"] = masked_sum(importance, mask) / count
     return LossOut((policy.loss + value_coef * value.loss) / count, metrics)
 
 
-def grpo(out: Outputs, forest: Forest, totals: Totals, *, clip: float, kl_coef: float) -> LossOut:
+def grpo(
+    out: Outputs, forest: Forest, totals: Totals, *, clip: float, kl_coef: float, importance_cap: float | None = None
+) -> LossOut:
     """Clipped policy loss and kl_coef times k3 to the reference, means over each response's tokens, then over responses
     (Shao et al. 2024, arXiv 2402.03300, eq. 3). Without the field old_logprobs the ratio is 1: one update a rollout."""
     logprobs, mask = out.need("logprobs"), forest.field("weight")
     share = mask / _lengths(forest)[forest.branch_of] / totals.branches
-    policy = losses.ppo_policy(logprobs, _old(logprobs, forest), forest.field("advantages"), share, clip=clip)
+    importance = _importance(logprobs, forest, importance_cap)
+    advantages = forest.field("advantages") * importance
+    policy = losses.ppo_policy(logprobs, _old(logprobs, forest), advantages, share, clip=clip)
     loss = policy.loss
     if kl_coef:
         loss = loss + kl_coef * masked_sum(k3(logprobs, forest.field("reference_logprobs")), share)
-    return LossOut(loss, _policy_metrics(policy, 1.0) | _gap(logprobs, forest, totals))
+    metrics = _policy_metrics(policy, 1.0) | _gap(logprobs, forest, totals)
+    if importance_cap is not None:
+        metrics["sampler/importance"] = masked_sum(importance, share)
+    return LossOut(loss, metrics)
 
 
-def rloo(out: Outputs, forest: Forest, totals: Totals, *, clip: float) -> LossOut:
+def rloo(out: Outputs, forest: Forest, totals: Totals, *, clip: float, importance_cap: float | None = None) -> LossOut:
     """Clipped policy loss with one ratio a response, the mean over responses (Ahmadian et al. 2024, arXiv 2402.14740,
     eq. 7, whose one update a rollout has no ratio). The leash is in the advantages."""
     logprobs, mask = out.need("logprobs"), forest.field("weight")
@@ -119,8 +139,11 @@ def rloo(out: Outputs, forest: Forest, totals: Totals, *, clip: float) -> LossOu
     advantages = forest.per_branch(forest.field("advantages") * mask) / lengths.clamp(min=1e-9)
     log_ratio = forest.per_branch(logprobs - _old(logprobs, forest))
     live = lengths > 0
-    policy = losses.ppo_policy(log_ratio, torch.zeros_like(log_ratio), advantages, live, clip=clip)
+    importance = _importance(logprobs, forest, importance_cap, whole=True)
+    policy = losses.ppo_policy(log_ratio, torch.zeros_like(log_ratio), advantages * importance, live, clip=clip)
     metrics = _policy_metrics(policy, totals.branches) | _gap(logprobs, forest, totals)
+    if importance_cap is not None:
+        metrics["sampler/importance"] = masked_sum(importance, live) / totals.branches
     return LossOut(policy.loss / totals.branches, metrics)
 
 
@@ -133,6 +156,16 @@ def _lengths(forest: Forest) -> Tensor:
 
 def _old(logprobs: Tensor, forest: Forest) -> Tensor:
     return forest.fields.get("old_logprobs", logprobs.detach())
+
+
+def _importance(logprobs: Tensor, forest: Forest, cap: float | None, *, whole: bool = False) -> Tensor:
+    """min(pi_old(y) / pi_sampler(y), cap) of each token [R], or of each `whole` answer [B]: what a gradient is
+    multiplied by when the sampler's probabilities are not the learner's (Yao et al. 2025, truncated importance
+    sampling). 1 without a cap."""
+    if cap is None:
+        return logprobs.new_ones(())
+    apart = (_old(logprobs, forest) - forest.field("sampled_logprobs")).detach()
+    return (forest.per_branch(apart) if whole else apart).exp().clamp(max=cap)
 
 
 def _policy_metrics(policy: losses.PolicyLoss, count: float) -> dict[str, Tensor]:

@@ -3,9 +3,11 @@
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from prefloop.types import PrefloopError
 
@@ -33,6 +35,24 @@ def freeze_below_top(model: nn.Module, count: int) -> None:
     for name, parameter in model.named_parameters():
         if (layer := layer_of(name)) is not None and layer < first:
             parameter.requires_grad_(False)
+
+
+def layers_of(trunk: nn.Module) -> list[nn.Module]:
+    """A decoder's layers, bottom first, under whatever name it keeps them."""
+    return next([*part] for part in trunk.children() if isinstance(part, nn.ModuleList))
+
+
+@contextmanager
+def recomputed(layers: Sequence[nn.Module]) -> Iterator[None]:
+    """Inside, these layers keep their inputs only, and run again in the backward pass (Chen et al. 2016,
+    arXiv 1604.06174)."""
+    for layer in layers:
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
 
 
 @contextmanager

@@ -24,6 +24,8 @@ class _Fused(nn.Module):
     variance_epsilon: float
 
     def forward(self, hidden_states: Tensor) -> Tensor:
+        if hidden_states.is_cuda:  # where torch has a kernel for each pass
+            return nn.functional.rms_norm(hidden_states, self.weight.shape, self.weight, self.variance_epsilon)
         made: Tensor = _rms_norm(hidden_states, self.weight, self.variance_epsilon)
         return made
 
@@ -33,17 +35,17 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.eps = eps
-        return nn.functional.rms_norm(x, weight.shape, weight, eps)
+        norms = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        r = norms.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, r)
+        made: Tensor = (x.float() * r).mul_(weight).to(x.dtype)
+        return made
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None]:
         """dx = r (w g - x r mean(w g x r)): a layer norm's backward pass at mean 0, which also takes off mean(w g)."""
-        x, weight = ctx.saved_tensors
+        x, weight, r = ctx.saved_tensors
         grad, width = grads[0].contiguous(), x.shape[-1]
-        norms = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-        r = norms.square_().div_(width).add_(ctx.eps).rsqrt_()
         made, _, _ = torch.ops.aten.native_layer_norm_backward(
             grad, x, weight.shape, torch.zeros_like(r), r, weight.float(), None, [True, False, False]
         )

@@ -1,6 +1,7 @@
 """Log-probabilities, entropy and exact KL from hidden states, in chunks: an R x V matrix never exists.
 
-R tokens read, V vocabulary, D width. Where a gradient is needed a chunk's logits are recomputed in backward.
+R tokens read, V vocabulary, D width. For the gradient a fixed amount is kept, and the logits of other chunks are
+recomputed in backward.
 """
 
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 ELEMENTS = 2**24  # of R x V at a time, where the caller names no number of rows: 64 MiB in float32
+KEPT = 2**26  # of R x V at most that wait for the backward pass, whatever R and V; what is over is made again
 
 
 def token_logprobs(
@@ -31,13 +33,104 @@ def token_logprobs(
     2019): pass the sampler's. ValueError when temperature <= 0.
     """
 
-    def read(hidden: Tensor, targets: Tensor, weight: Tensor) -> tuple[Tensor, Tensor | None]:
-        logp = _log_softmax(hidden, weight, temperature, softcap)
-        chosen = logp.gather(-1, targets[:, None]).squeeze(-1)
-        return chosen, -torch.linalg.vecdot(logp.exp(), logp) if entropy else None
+    if temperature <= 0:
+        raise ValueError(f"temperature is {temperature}, but log-probabilities need one above 0")
+    chunk = chunk or max(1, ELEMENTS // len(weight))
+    logprobs, entropies = _token_logprobs(hidden, weight, targets, temperature, softcap, chunk, entropy)
+    return logprobs, entropies if entropy else None
 
-    parts = _by_chunk(read, (hidden, targets), (weight,), chunk)
-    return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts]) if entropy else None
+
+class _TokenLogprobs(torch.autograd.Function):
+    """With z the logits before cap and temperature, y = cap(z) / T, p = softmax(y), H the entropy of p, and gradients g
+    of log p_t and e of H: dy = g (1_t - p) - e p (log p + H). Where no entropy is asked for, a row's g only scales
+    p - 1_t, which goes into the products as it is: with a frozen head already in the forward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        temperature: float,
+        softcap: float | None,
+        chunk: int,
+        entropy: bool,
+    ) -> tuple[Tensor, Tensor]:
+        learns, frozen = ctx.needs_input_grad[0] and not entropy, not ctx.needs_input_grad[1]
+        logprobs, entropies = (torch.zeros(len(hidden), device=hidden.device) for _ in range(2))
+        slopes = torch.empty_like(hidden) if learns and frozen else hidden.new_empty(0)
+        kept: list[Tensor] = []
+        for rows in _slices(len(hidden), chunk):
+            keep = learns and (frozen or rows.stop * len(weight) <= KEPT)
+            logits, slope = _logits(hidden[rows], weight, temperature, softcap, keep)
+            logp, at = torch.log_softmax(logits, dim=-1), targets[rows, None]
+            logprobs[rows] = logp.gather(-1, at)[:, 0]
+            if entropy:
+                entropies[rows] = -torch.linalg.vecdot(logp.exp(), logp)
+            if keep:
+                apart = _apart(logp.exp_(), at, slope).to(hidden.dtype)
+                if frozen:
+                    slopes[rows] = apart @ weight.to(hidden.dtype)
+                else:
+                    kept.append(apart)
+        ctx.save_for_backward(hidden, weight, targets, entropies, slopes, *kept)
+        ctx.options = temperature, softcap, chunk, entropy
+        return logprobs, entropies
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, targets, entropies, slopes, *kept = ctx.saved_tensors
+        temperature, softcap, chunk, entropy = ctx.options
+        scales = (-grads[0] / temperature)[:, None]
+        if len(slopes):
+            return (slopes.float() * scales).to(hidden.dtype), *(None,) * 6
+        d_hidden = torch.empty_like(hidden)
+        d_weight: Tensor | None = None
+        for index, rows in enumerate(_slices(len(hidden), chunk)):
+            scale, at = scales[rows], targets[rows, None]
+            if index < len(kept):
+                apart = kept[index]
+            else:
+                logits, slope = _logits(hidden[rows], weight, temperature, softcap, True)
+                if entropy:
+                    logp = torch.log_softmax(logits, dim=-1)
+                    apart = logp.exp() * (scale - grads[1][rows, None] * (logp + entropies[rows, None]) / temperature)
+                    apart = _apart(apart, at, slope, scale).to(hidden.dtype)
+                    scale = torch.ones_like(scale)
+                else:
+                    apart = _apart(torch.softmax(logits, dim=-1), at, slope).to(hidden.dtype)
+            d_hidden[rows] = (apart @ weight.to(hidden.dtype)).float().mul_(scale).to(hidden.dtype)
+            if ctx.needs_input_grad[1]:
+                part = (apart.T @ (hidden[rows].float() * scale).to(hidden.dtype)).float()
+                d_weight = part if d_weight is None else d_weight.add_(part)
+        return d_hidden, None if d_weight is None else d_weight.to(weight.dtype), *(None,) * 5
+
+
+_token_logprobs: Any = _TokenLogprobs.apply
+
+
+def _slices(length: int, size: int) -> list[slice]:
+    return [slice(start, min(start + size, length)) for start in range(0, length, size)]
+
+
+def _logits(
+    hidden: Tensor, weight: Tensor, temperature: float, softcap: float | None, slope: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Logits in fp32 after cap and temperature, and where asked for (and not 1) the cap's slope at each."""
+    # Cast per chunk, not once: the chunks' gradients then add up in the weight's own, wider dtype.
+    logits = (hidden @ weight.to(hidden.dtype).T).float()
+    found = None
+    if softcap is not None:
+        squashed = torch.tanh(logits / softcap)
+        logits, found = softcap * squashed, 1 - squashed.square() if slope else None
+    return logits / temperature if temperature != 1 else logits, found
+
+
+def _apart(p: Tensor, at: Tensor, slope: Tensor | None, scale: Tensor | None = None) -> Tensor:
+    """p - scale x 1_t (scale 1 by default), times the cap's slope, in place."""
+    one = p.new_ones(at.shape) if scale is None else scale
+    apart = p.scatter_add_(-1, at, -one)
+    return apart if slope is None else apart.mul_(slope)
 
 
 class Compared(NamedTuple):
@@ -79,11 +172,7 @@ def compared_logprobs(
 def _log_softmax(hidden: Tensor, weight: Tensor, temperature: float, softcap: float | None) -> Tensor:
     if temperature <= 0:
         raise ValueError(f"temperature is {temperature}, but log-probabilities need one above 0")
-    # Cast per chunk, not once: the chunks' gradients then add up in the weight's own, wider dtype.
-    logits = (hidden @ weight.to(hidden.dtype).T).float()
-    if softcap is not None:
-        logits = softcap * torch.tanh(logits / softcap)
-    return torch.log_softmax(logits / temperature if temperature != 1 else logits, dim=-1)
+    return torch.log_softmax(_logits(hidden, weight, temperature, softcap, False)[0], dim=-1)
 
 
 def _by_chunk(

@@ -21,7 +21,7 @@ def run(checkpoint: str, *, temperature: float, max_tokens: int, seed: int) -> M
     engine = EngineConfig()
     use_threads(engine)
     loaded = load(checkpoint, engine)
-    encoder, sampler = build_encoder(loaded), build_sampler(loaded, checkpoint)
+    encoder, sampler = build_encoder(loaded), build_sampler(loaded, checkpoint, engine)
     sampling = Sampling(temperature=temperature, max_tokens=max_tokens)
     messages: tuple[Message, ...] = ()
     answers = 0

@@ -41,7 +41,7 @@ def run(config: CollectConfig) -> Mapping[str, Any]:
                 if done >= (place + 1) * len(chunks):
                     continue
                 loaded = load(name, config.engine)
-                encoder, sampler = build_encoder(loaded), build_sampler(loaded, name)
+                encoder, sampler = build_encoder(loaded), build_sampler(loaded, name, config.engine)
                 for number, chunk in enumerate(chunks, start=place * len(chunks)):
                     if number < done:
                         continue

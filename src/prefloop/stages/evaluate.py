@@ -39,7 +39,7 @@ def run(config: EvaluateConfig) -> Mapping[str, Any]:
                     continue
                 loaded = load(path, config.engine)
                 groups = sample_groups(
-                    build_sampler(loaded, path),
+                    build_sampler(loaded, path, config.engine),
                     build_encoder(loaded),
                     prompts,
                     samplings=[sampling] * config.samples,

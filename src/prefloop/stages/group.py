@@ -26,6 +26,7 @@ from prefloop.ops.advantages import group_normalised, leave_one_out
 from prefloop.rewards.resolve import resolve_reward
 from prefloop.run import Run, progress
 from prefloop.stages.rollouts import (
+    IMPORTANCE_CAP,
     Reference,
     Rollout,
     Watch,
@@ -62,7 +63,8 @@ def run(config: GroupConfig) -> Mapping[str, Any]:
         reference: Reference = "adapter-off" if leashed and config.lora else None
         if leashed and not config.lora:
             reference = build_scorer(load(config.policy, config.engine), config.engine)
-        sampler = build_sampler(loaded, run.path.name)
+        int8 = config.rollout_dtype == "int8"
+        sampler = build_sampler(loaded, run.path.name, config.engine, int8=int8)
         reward = resolve_reward(config.reward, config.engine)
         watch = Watch(config)
         prompts = load_prompts(config.prompts, splits=(config.split,))
@@ -98,11 +100,12 @@ def run(config: GroupConfig) -> Mapping[str, Any]:
                     batch = [trees[i] for i in parts[update % config.minibatches]]
                     params = {"clip": config.clip, "temperature": config.temperature}
                     params |= {"kl_coef": kl.coef} if config.method == "grpo" else {}
+                    params |= {"importance_cap": IMPORTANCE_CAP} if int8 else {}
                     made = learner.forward_backward(batch, config.method, params)
                     seen = made.pop("sampler/logprob_gap")
                     gap = seen if gap is None else gap  # with a lone update, that saw all that was sampled
                     metrics["sampler/logprob_gap"] = gap
-                    check_gap(gap, step, config.engine)
+                    check_gap(gap, step, config)
                     check_first_ratio(made, update, run)
                     factor = rate(config.optim, step * updates_per_step + update, config.steps * updates_per_step)
                     made |= learner.optim_step(config.optim.lr * factor, config.optim.head_lr * factor)

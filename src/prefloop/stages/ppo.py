@@ -30,6 +30,7 @@ from prefloop.ops.masking import whiten
 from prefloop.rewards.resolve import resolve_reward
 from prefloop.run import Run, progress
 from prefloop.stages.rollouts import (
+    IMPORTANCE_CAP,
     Reference,
     Rollout,
     Watch,
@@ -41,6 +42,7 @@ from prefloop.stages.rollouts import (
     measure,
     read_policy,
     record,
+    sampled_logprobs,
     sampler_gap,
     shaped_scores,
 )
@@ -64,7 +66,8 @@ def run(config: PPOConfig) -> Mapping[str, Any]:
         reference: Reference = "adapter-off"
         if not config.lora:
             reference = build_scorer(load(config.policy, config.engine), config.engine)
-        sampler = build_sampler(loaded, run.path.name)
+        int8 = config.rollout_dtype == "int8"
+        sampler = build_sampler(loaded, run.path.name, config.engine, int8=int8)
         reward = resolve_reward(config.reward, config.engine)
         watch = Watch(config)
         prompts = load_prompts(config.prompts, splits=(config.split,))
@@ -90,7 +93,7 @@ def run(config: PPOConfig) -> Mapping[str, Any]:
                 readings = read_policy(learner, reference, trees, parts, {"values"}, config.temperature)
                 rollouts = gather(chosen, groups, scores, readings)
                 gap = sampler_gap(rollouts)
-                check_gap(gap, step, config.engine)
+                check_gap(gap, step, config)
                 check_start(rollouts, step)
                 trees, reward_total, explained = with_advantages(trees, rollouts, kl.coef, config)
                 scored = time.perf_counter()
@@ -98,16 +101,14 @@ def run(config: PPOConfig) -> Mapping[str, Any]:
                 metrics: dict[str, float] = {}
                 for update in range(updates_per_step):
                     batch = [trees[i] for i in parts[update % config.minibatches]]
-                    made = learner.forward_backward(
-                        batch,
-                        "ppo",
-                        {
-                            "clip": config.clip,
-                            "value_clip": config.value_clip,
-                            "value_coef": config.value_coef,
-                            "temperature": config.temperature,
-                        },
-                    )
+                    params = {
+                        "clip": config.clip,
+                        "value_clip": config.value_clip,
+                        "value_coef": config.value_coef,
+                        "temperature": config.temperature,
+                    }
+                    params |= {"importance_cap": IMPORTANCE_CAP} if int8 else {}
+                    made = learner.forward_backward(batch, "ppo", params)
                     check_first_ratio(made, update, run)
                     factor = rate(config.optim, step * updates_per_step + update, config.steps * updates_per_step)
                     made |= learner.optim_step(config.optim.lr * factor, config.optim.head_lr * factor)
@@ -174,6 +175,7 @@ def with_advantages(
         stop = start + len(r.logprobs)
         columns.setdefault(r.tree, {})[r.node] = {
             "old_logprobs": r.logprobs.tolist(),
+            "sampled_logprobs": sampled_logprobs(r.completion).tolist(),
             "old_values": r.columns["values"].tolist(),
             "advantages": advantages[start:stop].tolist(),
             "returns": returns[start:stop].tolist(),

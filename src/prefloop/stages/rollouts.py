@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from prefloop.configs.rollout import KLConfig, RolloutConfig
-from prefloop.configs.shared import EngineConfig
 from prefloop.data.jsonl import read_jsonl
 from prefloop.engine.build import compute_dtype, resolve_checkpoint
 from prefloop.engine.local import LocalLearner, LocalScorer
@@ -24,6 +23,7 @@ from prefloop.run import Run
 from prefloop.types import Completion, PrefloopError, Prompt, Tree, from_json, to_json
 
 Reference = LocalScorer | Literal["adapter-off"] | None
+IMPORTANCE_CAP = 2.0  # where rollouts come from weights of another precision (Yao et al. 2025)
 GAP = {torch.float32: 1e-4, torch.bfloat16: 0.05}  # sampler against learner: most nats a token, on average
 
 
@@ -123,10 +123,11 @@ def controller(config: KLConfig, episodes: int, coef: float | None) -> AdaptiveK
     return AdaptiveKL(now, config.target, config.horizon * episodes, config.clip)
 
 
-def check_gap(gap: float, step: int, engine: EngineConfig) -> None:
-    """The sampler wrote with the learner's weights. gap: mean |log-prob there - here| over response tokens, nats."""
-    limit = GAP[compute_dtype(engine)]
-    if gap > limit:
+def check_gap(gap: float, step: int, config: RolloutConfig) -> None:
+    """The sampler wrote with the learner's weights. gap: mean |log-prob there - here| over response tokens, nats.
+    With weights of another precision it is only logged, and the loss corrects for it."""
+    limit = GAP[compute_dtype(config.engine)]
+    if gap > limit and config.rollout_dtype == "same":
         raise PrefloopError(
             f"Sampler and learner differ by {gap:.4f} nats a token on average at step {step} (limit "
             f"{limit}): the sampler does not serve the trained weights, or the model is not supported."
