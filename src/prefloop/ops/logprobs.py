@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 ELEMENTS = 2**24  # of R x V at a time, where the caller names no number of rows: 64 MiB in float32
-KEPT = 2**26  # of R x V at most that wait for the backward pass, whatever R and V; what is over is made again
+KEPT = 2**24  # of R x V at most that wait for the backward pass, whatever R and V; what is over is made again
 
 
 def token_logprobs(
@@ -101,8 +101,13 @@ class _TokenLogprobs(torch.autograd.Function):
                     apart = _apart(torch.softmax(logits, dim=-1), at, slope).to(hidden.dtype)
             d_hidden[rows] = (apart @ weight.to(hidden.dtype)).float().mul_(scale).to(hidden.dtype)
             if ctx.needs_input_grad[1]:
-                part = (apart.T @ (hidden[rows].float() * scale).to(hidden.dtype)).float()
-                d_weight = part if d_weight is None else d_weight.add_(part)
+                scaled = (hidden[rows].float() * scale).to(hidden.dtype)
+                if d_weight is None:
+                    d_weight = (apart.T @ scaled).float()
+                elif hidden.dtype == torch.float32:
+                    d_weight.addmm_(apart.T, scaled)
+                else:
+                    d_weight += apart.T @ scaled
         return d_hidden, None if d_weight is None else d_weight.to(weight.dtype), *(None,) * 5
 
 
