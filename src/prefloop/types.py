@@ -110,11 +110,17 @@ class Comparison:
     items: tuple[Completion, ...]
 
 
+CANT_JUDGE = "can't judge"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judgment:
     """One annotator's view of a comparison, in the order of its items (not in the order shown).
 
-    `ranking[i]` is the rank of item i, 0 best, equal numbers tie; or `probability` that item 0 of two is better.
+    `ranking[i]` is the rank of item i, 0 best, equal numbers tie; or `probability` that item 0 of two is better; or
+    neither, where flags hold CANT_JUDGE. `strength` of the preference for one of two: 1 (barely) to 4 (much). `axes`:
+    strength by name, above 0 for item 0, below for item 1. `ratings` (1 to 7) and each of `checks` (is it met?): one an
+    item. `edit`: a better answer that the annotator wrote.
     """
 
     comparison_id: str
@@ -123,6 +129,10 @@ class Judgment:
     probability: float | None = None
     strength: int | None = None
     axes: Mapping[str, Json] = field(default_factory=dict)
+    flags: tuple[str, ...] = ()
+    ratings: tuple[int, ...] = ()
+    checks: Mapping[str, tuple[bool, ...]] = field(default_factory=dict)
+    edit: str = ""
     rationale: str = ""
     shown_order: tuple[int, ...] = ()
     seconds: float | None = None

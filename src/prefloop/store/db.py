@@ -1,82 +1,34 @@
-"""The label database: tables, connections and schema migrations, on SQLite and PostgreSQL alike."""
+"""The label database: connections, transactions and schema migrations, on SQLite and PostgreSQL alike."""
 
 from __future__ import annotations
 
 import json
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import (
-    JSON,
-    Boolean,
-    Column,
-    Connection,
-    Engine,
-    ForeignKey,
-    ForeignKeyConstraint,
-    Integer,
-    MetaData,
-    Table,
-    Text,
-    UniqueConstraint,
-    create_engine,
-    event,
-    func,
-    select,
-)
+from sqlalchemy import Connection, Engine, create_engine, event, func, select
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError, StatementError
 
+from prefloop.store import audit
 from prefloop.types import PrefloopError
 
 DEFAULT_URL = "sqlite:///prefloop.db"
 VERSION_TABLE = "prefloop_schema"
 _WAIT_SECONDS = 60
 _WRITER_LOCK = 0x70726566
+_TRIES = 4
+_UNDONE = ("40001", "40P01", "23505")  # serialization failure, deadlock, a key that another just took
 _migrating = threading.Lock()
-
-metadata = MetaData()
-
-comparisons = Table(
-    "comparisons",
-    metadata,
-    Column("number", Integer, primary_key=True),
-    Column("run", Text, nullable=False),
-    Column("id", Text, nullable=False),
-    Column("size", Integer, nullable=False),
-    Column("prompt", JSON, nullable=False),
-    Column("items", JSON, nullable=False),
-    UniqueConstraint("run", "id", name="comparisons_key"),
-    sqlite_autoincrement=True,
-)
-
-annotators = Table(
-    "annotators",
-    metadata,
-    Column("name", Text, primary_key=True),
-    Column("simulated", Boolean, nullable=False),
-)
-
-judgments = Table(
-    "judgments",
-    metadata,
-    Column("number", Integer, primary_key=True),
-    Column("run", Text, nullable=False),
-    Column("comparison_id", Text, nullable=False),
-    Column("annotator", Text, ForeignKey("annotators.name", name="judgments_annotator"), nullable=False),
-    Column("content", JSON, nullable=False),
-    UniqueConstraint("run", "comparison_id", "annotator", name="judgments_key"),
-    ForeignKeyConstraint(["run", "comparison_id"], ["comparisons.run", "comparisons.id"], name="judgments_comparison"),
-    sqlite_autoincrement=True,
-)
+Made = TypeVar("Made")
 
 
 def _parse(url: str) -> URL:
@@ -135,15 +87,16 @@ def connect(url: str = "") -> Engine:
 
 
 @contextmanager
-def transaction(engine: Engine, *, write: bool) -> Iterator[Connection]:
-    """One transaction, committed on leaving. Writers take turns, across processes too, on both databases.
+def transaction(engine: Engine, *, write: bool, turns: bool = True) -> Iterator[Connection]:
+    """One transaction, committed on leaving. Writers take turns, across processes too; on PostgreSQL those without
+    `turns` lock only the rows that they change.
 
     Raises PrefloopError for whatever the database refuses."""
     try:
         with engine.connect() as connection:
             connection = connection.execution_options(prefloop_write=write)
             with connection.begin():
-                if write and engine.dialect.name == "postgresql":
+                if write and turns and engine.dialect.name == "postgresql":
                     connection.execute(select(func.pg_advisory_xact_lock(_WRITER_LOCK)))
                 yield connection
     except (SQLAlchemyError, sqlite3.Error) as error:
@@ -151,6 +104,19 @@ def transaction(engine: Engine, *, write: bool) -> Iterator[Connection]:
         reason = str(cause).strip().splitlines()[0]
         place = engine.url.render_as_string(hide_password=True)
         raise PrefloopError(f"Label database {place}: {reason}; check its URL, and that it is one.") from error
+
+
+def retried(engine: Engine, work: Callable[[Connection], Made]) -> Made:
+    """What `work` makes in a writing transaction without turns, done again where PostgreSQL undid it for another's."""
+    for left in reversed(range(_TRIES)):
+        try:
+            with transaction(engine, write=True, turns=False) as connection:
+                return work(connection)
+        except PrefloopError as error:
+            undone = getattr(getattr(error.__cause__, "orig", None), "sqlstate", None) in _UNDONE
+            if not (undone and left):
+                raise
+    raise AssertionError("unreachable")
 
 
 def _migrate(engine: Engine) -> None:
@@ -164,6 +130,7 @@ def _migrate(engine: Engine) -> None:
         settings.attributes["connection"] = connection
         if _revision(connection, script) != script.get_current_head():
             command.upgrade(settings, "head")
+            audit.begin(connection)
 
 
 def _revision(connection: Connection, script: ScriptDirectory) -> str | None:

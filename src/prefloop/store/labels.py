@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self, TypeVar
 
-from sqlalchemy import Connection, Engine, RowMapping, and_, func, insert, select
+from sqlalchemy import Connection, Engine, RowMapping, and_, bindparam, func, insert, select, update
 
-from prefloop.store import db
-from prefloop.types import Comparison, Judgment, PrefloopError, from_json, to_json
+from prefloop.store import audit, db, tables
+from prefloop.store.answers import judged_choice
+from prefloop.store.campaigns import recount
+from prefloop.types import CANT_JUDGE, Comparison, Json, Judgment, PrefloopError, from_json, to_json
 
+STANDING = ("counted", "extra")
 _CHUNK = 500
 _Item = TypeVar("_Item")
 
@@ -56,13 +61,13 @@ class Store:
                             " run name."
                         )
                 if rows:
-                    connection.execute(insert(db.comparisons), list(rows.values()))
+                    connection.execute(insert(tables.comparisons), list(rows.values()))
                 added += len(rows)
         return added
 
     def comparisons(self, run: str) -> list[Comparison]:
         """All comparisons of a run, in the order in which they were added."""
-        table = db.comparisons
+        table = tables.comparisons
         with db.transaction(self._engine, write=False) as connection:
             query = select(table).where(table.c.run == run).order_by(table.c.number)
             found = connection.execute(query).mappings().all()
@@ -70,7 +75,7 @@ class Store:
 
     def pending(self, run: str, annotator: str) -> list[Comparison]:
         """The comparisons of a run that `annotator` has not judged, in the order in which they were added."""
-        table, done = db.comparisons, db.judgments
+        table, done = tables.comparisons, tables.judgments
         mine = and_(done.c.run == table.c.run, done.c.comparison_id == table.c.id, done.c.annotator == annotator)
         query = select(table).where(table.c.run == run, ~select(done.c.number).where(mine).exists())
         with db.transaction(self._engine, write=False) as connection:
@@ -82,7 +87,7 @@ class Store:
 
         Of two judgments of one comparison by one annotator the first stays. Raises PrefloopError for an unknown
         comparison, a judgment that does not fit its items, or an annotator known as the other of real and simulated."""
-        added = 0
+        numbers: list[int] = []
         with db.transaction(self._engine, write=True) as connection:
             _introduce(connection, {judgment.annotator for judgment in judgments}, simulated)
             for chunk in _chunks(judgments):
@@ -94,37 +99,36 @@ class Store:
                     key = (judgment.comparison_id, judgment.annotator)
                     if key not in done:
                         done.add(key)
-                        rows.append(
-                            {
-                                "run": run,
-                                "comparison_id": judgment.comparison_id,
-                                "annotator": judgment.annotator,
-                                "content": to_json(judgment),
-                            }
-                        )
+                        rows.append(_judgment_row(run, judgment))
                 if rows:
-                    connection.execute(insert(db.judgments), rows)
-                added += len(rows)
-        return added
+                    made = connection.execute(insert(tables.judgments).returning(tables.judgments.c.number), rows)
+                    numbers.extend(made.scalars())
+                    _count(connection, run, Counter(row["comparison_id"] for row in rows if row["status"] == "counted"))
+            if numbers:
+                recount(connection, run)
+                audit.append(connection, at=time.time(), actor="prefloop", kind="labels added", judged=numbers)
+        return len(numbers)
 
     def judgments(self, run: str) -> list[Judgment]:
-        """All judgments of a run, in the order in which they were added."""
-        table = db.judgments
-        query = select(table.c.content).where(table.c.run == run).order_by(table.c.number)
+        """All judgments of a run that stand, in the order in which they were added: each annotator's latest of each
+        comparison, without those of gold items, of items shown again, and of what an annotator could not judge."""
+        table = tables.judgments
+        stands = table.c.latest & ~table.c.withdrawn & table.c.status.in_(STANDING)
+        query = select(table.c.content).where(table.c.run == run, stands).order_by(table.c.number)
         with db.transaction(self._engine, write=False) as connection:
             found = connection.execute(query).scalars().all()
         return [from_json(Judgment, content, "judgment in the store") for content in found]
 
     def annotators(self, run: str) -> Mapping[str, bool]:
         """Who judged in a run, sorted by name: {name: simulated}."""
-        names = select(db.judgments.c.annotator).where(db.judgments.c.run == run)
+        names = select(tables.judgments.c.annotator).where(tables.judgments.c.run == run)
         with db.transaction(self._engine, write=False) as connection:
-            found = connection.execute(select(db.annotators).where(db.annotators.c.name.in_(names))).all()
+            found = connection.execute(select(tables.annotators).where(tables.annotators.c.name.in_(names))).all()
         return dict(sorted((row.name, row.simulated) for row in found))
 
     def runs(self) -> list[RunLabels]:
         """What there is of each run, the oldest run first."""
-        table, done = db.comparisons, db.judgments
+        table, done = tables.comparisons, tables.judgments
         totals = select(table.c.run, func.count()).group_by(table.c.run).order_by(func.min(table.c.number))
         with db.transaction(self._engine, write=False) as connection:
             judged = dict(map(tuple, connection.execute(select(done.c.run, func.count()).group_by(done.c.run)).all()))
@@ -155,7 +159,21 @@ def _row(run: str, comparison: Comparison) -> dict[str, object]:
     if size < 2:
         raise PrefloopError(f"Comparison {comparison.id} has {size} items; a comparison needs at least two.")
     content = {"prompt": to_json(comparison.prompt), "items": to_json(comparison.items)}
-    return {"run": run, "id": comparison.id, "size": size} | content
+    return {"run": run, "id": comparison.id, "size": size, "slice": comparison.prompt.slice} | content
+
+
+def _judgment_row(run: str, judgment: Judgment) -> dict[str, Json]:
+    key = {"run": run, "comparison_id": judgment.comparison_id, "annotator": judgment.annotator}
+    status = "unjudged" if CANT_JUDGE in judgment.flags else "counted"
+    return {**key, "status": status, "choice": judged_choice(judgment), "content": to_json(judgment)}
+
+
+def _count(connection: Connection, run: str, judged: Mapping[str, int]) -> None:
+    table = tables.comparisons
+    where = (table.c.run == run) & (table.c.id == bindparam("b_id"))
+    more = {name: table.c[name] + bindparam("b_more") for name in ("counted", "taken")}
+    rows = [{"b_id": id_, "b_more": count} for id_, count in judged.items()]
+    connection.execute(update(table).where(where).values(more), rows)
 
 
 def _comparison(row: RowMapping) -> Comparison:
@@ -164,40 +182,41 @@ def _comparison(row: RowMapping) -> Comparison:
 
 
 def _known(connection: Connection, run: str, ids: Sequence[str]) -> dict[str, RowMapping]:
-    table = db.comparisons
+    table = tables.comparisons
     found = connection.execute(select(table).where(table.c.run == run, table.c.id.in_(ids))).mappings()
     return {row["id"]: row for row in found}
 
 
 def _sizes(connection: Connection, run: str, ids: Sequence[str]) -> dict[str, int]:
-    table = db.comparisons
+    table = tables.comparisons
     found = connection.execute(select(table.c.id, table.c.size).where(table.c.run == run, table.c.id.in_(ids)))
     return {row.id: row.size for row in found}
 
 
 def _done(connection: Connection, run: str, ids: Sequence[str]) -> set[tuple[str, str]]:
-    table = db.judgments
+    table = tables.judgments
     query = select(table.c.comparison_id, table.c.annotator).where(table.c.run == run, table.c.comparison_id.in_(ids))
     return {(row.comparison_id, row.annotator) for row in connection.execute(query)}
 
 
 def _introduce(connection: Connection, names: set[str], simulated: bool) -> None:
-    known = {row.name: row.simulated for row in connection.execute(select(db.annotators))}
+    known = {row.name: row.simulated for row in connection.execute(select(tables.annotators))}
     for name in sorted(names & set(known)):
         if known[name] != simulated:
             kinds = ("simulated", "a real person") if known[name] else ("a real person", "simulated")
             raise PrefloopError(f"Annotator {name!r} is known as {kinds[0]}, not {kinds[1]}; use another name.")
     new = [{"name": name, "simulated": simulated} for name in sorted(names - set(known))]
     if new:
-        connection.execute(insert(db.annotators), new)
+        connection.execute(insert(tables.annotators), new)
 
 
 def _check(judgment: Judgment, size: int | None, run: str) -> None:
     what = f"Judgment of comparison {judgment.comparison_id} by {judgment.annotator!r}"
     if size is None:
         raise PrefloopError(f"{what}: run {run} has no such comparison; add it first.")
-    if (judgment.ranking is None) == (judgment.probability is None):
-        raise PrefloopError(f"{what}: give either a ranking or a probability.")
+    given = (judgment.ranking is not None) + (judgment.probability is not None)
+    if given > 1 or (given == 0) != (CANT_JUDGE in judgment.flags):
+        raise PrefloopError(f"{what}: give either a ranking or a probability, or the flag {CANT_JUDGE!r}.")
     if judgment.ranking is not None and (len(judgment.ranking) != size or min(judgment.ranking) < 0):
         raise PrefloopError(f"{what}: the ranking needs {size} ranks from 0, one for each item.")
     if judgment.probability is not None and (size != 2 or not 0 <= judgment.probability <= 1):

@@ -2,7 +2,8 @@
 
 from alembic import context
 
-from prefloop.store.db import VERSION_TABLE, metadata
+from prefloop.store.db import VERSION_TABLE
+from prefloop.store.tables import metadata
 
 context.configure(
     connection=context.config.attributes["connection"], target_metadata=metadata, version_table=VERSION_TABLE

@@ -1,0 +1,282 @@
+"""What labelers answer: checked, decoded from the places they saw to the items that stood there, kept in versions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from sqlalchemy import Connection, Engine, RowMapping, insert, select, update
+
+from prefloop.configs.campaign import STRENGTHS, CampaignConfig
+from prefloop.store import audit, db
+from prefloop.store.assignment import Task, read_task
+from prefloop.store.campaigns import Campaign
+from prefloop.store.clock import Clock
+from prefloop.store.tables import comparisons, judgments, strata, tasks
+from prefloop.types import CANT_JUDGE, Json, Judgment, PrefloopError, to_json
+
+LONGEST_TEXT = 100_000
+LONGEST_SECONDS = 4 * 3600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What a labeler says of a task, by the places at which the answers stood.
+
+    `axes`: strength by axis of two, below 0 for the left one, above 0 for the right one, 0 a tie. `ranks`: of more than
+    two, the rank of each place, 0 best. `ratings` and each of `checks`: one a place. `edit`: a better answer."""
+
+    axes: Mapping[str, int] = field(default_factory=dict)
+    ranks: Sequence[int] = ()
+    flags: Sequence[str] = ()
+    ratings: Sequence[int] = ()
+    checks: Mapping[str, Sequence[bool]] = field(default_factory=dict)
+    edit: str = ""
+    rationale: str = ""
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receipt:
+    """An answer that is on disk. The same for each repetition of a request."""
+
+    judgment: int
+    version: int
+    status: str
+    late: bool
+
+
+class Answers:
+    """Takes answers and takes them back."""
+
+    def __init__(self, engine: Engine, clock: Clock) -> None:
+        self._engine, self._clock = engine, clock
+
+    def submit(self, task_id: str, annotator: str, answer: Answer, *, nonce: str) -> Receipt:
+        """Keep an answer; it is on disk when this returns. A nonce that was seen gives the receipt of then.
+
+        Work is never turned away for being late: where the item's place went to another, it is kept as `extra`. A
+        second answer to a task is a new version. Raises MissingError for another's task, and PrefloopError for an
+        answer that its campaign's version does not allow."""
+        return db.retried(self._engine, lambda connection: self._submit(connection, task_id, annotator, answer, nonce))
+
+    def withdraw(self, campaign: Campaign, annotator: str) -> Task | None:
+        """Undo: the labeler's last answer that stands is withdrawn, and its task open again with that answer as its
+        draft. None where there is nothing to undo."""
+
+        def work(connection: Connection) -> Task | None:
+            mine = (tasks.c.run == campaign.run) & (tasks.c.annotator == annotator) & (tasks.c.state == "done")
+            last = select(tasks.c.id, judgments.c.number).join(judgments, judgments.c.task == tasks.c.id)
+            last = last.where(mine, judgments.c.latest, ~judgments.c.withdrawn)
+            row = connection.execute(last.order_by(judgments.c.number.desc()).limit(1)).first()
+            return None if row is None else self._withdraw(connection, row.id, annotator)
+
+        return db.retried(self._engine, work)
+
+    def _submit(self, connection: Connection, task_id: str, annotator: str, answer: Answer, nonce: str) -> Receipt:
+        task, now = read_task(connection, task_id, annotator, lock=True), self._clock()
+        mine = (judgments.c.nonce == nonce) & (judgments.c.task == task_id)
+        if before := connection.execute(select(judgments).where(mine)).mappings().first():
+            return _receipt(before)
+        judgment = decode(task, annotator, answer)
+        last = _latest(connection, task_id)
+        late = task.state == "expired" or (task.state == "open" and task.lease_until < now)
+        status = self._settle(connection, task, judgment, last)
+        row = {
+            "status": status,
+            "late": late,
+            "withdrawn": False,
+            "choice": judged_choice(judgment),
+            "nonce": nonce,
+            "server_seconds": max(now - task.opened, 0.0),
+            "content": to_json(judgment),
+        }
+        number, version = self._insert(connection, task, annotator, last, row, now)
+        done = {"state": "done", "draft": None}
+        connection.execute(update(tasks).where(tasks.c.id == task_id).values(done))
+        audit.append(connection, at=now, actor=annotator, kind="label", judged=[number])
+        return Receipt(judgment=number, version=version, status=status, late=late)
+
+    def _settle(self, connection: Connection, task: Task, judgment: Judgment, last: RowMapping | None) -> str:
+        """What the answer counts as; the item's counts follow."""
+        stood = last["status"] if last is not None and not last["withdrawn"] else None
+        if task.kind in ("gold", "repeat"):
+            return task.kind
+        unjudged = judgment.ranking is None
+        held = task.state == "open" or stood == "counted"  # a place among those wanted is ours
+        if not (held or unjudged):
+            free = comparisons.c.taken < comparisons.c.needed
+            place = update(comparisons).where(_item(task), free).values(taken=comparisons.c.taken + 1)
+            held = connection.execute(place).rowcount > 0
+        status = "unjudged" if unjudged else "counted" if held else "extra"
+        if unjudged and held:
+            _move(connection, task, taken=-1)
+        if (change := (status == "counted") - (stood == "counted")) != 0:
+            _move(connection, task, counted=change)
+        return status
+
+    def _withdraw(self, connection: Connection, task_id: str, annotator: str) -> Task:
+        task, now = read_task(connection, task_id, annotator, lock=True), self._clock()
+        last = _latest(connection, task_id)
+        assert last is not None
+        if last["status"] == "counted":  # its place among those wanted stays ours while the task is open
+            _move(connection, task, counted=-1)
+            state = "open"
+        elif task.kind in ("gold", "repeat"):
+            state = "open"
+        else:
+            state = "expired"
+        row = {name: last[name] for name in ("status", "late", "choice", "server_seconds", "content")}
+        number, _ = self._insert(connection, task, annotator, last, {**row, "withdrawn": True, "nonce": None}, now)
+        until = now + task.config.lease_minutes * 60
+        draft = encode(task, last["content"])
+        values = {"state": state, "opened": now, "lease_until": until, "draft": draft}
+        connection.execute(update(tasks).where(tasks.c.id == task_id).values(values))
+        audit.append(connection, at=now, actor=annotator, kind="withdraw", judged=[number])
+        return replace(task, state=state, opened=now, lease_until=until, draft=draft)
+
+    def _insert(
+        self,
+        connection: Connection,
+        task: Task,
+        annotator: str,
+        last: RowMapping | None,
+        row: Mapping[str, Json],
+        now: float,
+    ) -> tuple[int, int]:
+        version = 1 if last is None else last["version"] + 1
+        if last is not None:
+            connection.execute(update(judgments).where(judgments.c.number == last["number"]).values(latest=False))
+        key = {"run": task.run, "comparison_id": task.comparison.id, "annotator": annotator, "version": version}
+        facts = {"repeat": int(task.kind == "repeat"), "task": task.id, "campaign_version": task.version, "at": now}
+        uniform = connection.execute(select(tasks.c.uniform).where(tasks.c.id == task.id)).scalar_one()
+        made = connection.execute(insert(judgments).values({**key, **facts, **row, "uniform": uniform}))
+        number: int = made.inserted_primary_key[0]  # type: ignore[index]  # an inserted row has one
+        return number, version
+
+
+def decode(task: Task, annotator: str, answer: Answer) -> Judgment:
+    """An answer by places as a judgment by items. Raises PrefloopError where the campaign does not ask it so."""
+    _check(task, answer)
+    count, shown, config = len(task.shown), task.shown, task.config
+    at = [shown.index(item) for item in range(count)]  # the place of each item
+    unjudged = CANT_JUDGE in answer.flags
+    axes = {name: -value if shown[0] == 0 else value for name, value in answer.axes.items()} if count == 2 else {}
+    choice = axes.get(config.axes[0], 0)
+    ranking: tuple[int, ...] | None = None
+    if not unjudged:
+        ranking = (
+            (int(choice < 0), int(choice > 0)) if count == 2 else _dense([answer.ranks[at[i]] for i in range(count)])
+        )
+    return Judgment(
+        comparison_id=task.comparison.id,
+        annotator=annotator,
+        ranking=ranking,
+        strength=abs(choice) or None,
+        axes=axes,
+        flags=tuple(answer.flags),
+        ratings=tuple(answer.ratings[at[i]] for i in range(count)) if answer.ratings else (),
+        checks={name: tuple(met[at[i]] for i in range(count)) for name, met in answer.checks.items()},
+        edit=answer.edit,
+        rationale=answer.rationale,
+        shown_order=shown,
+        seconds=None if answer.seconds is None else min(max(answer.seconds, 0.0), LONGEST_SECONDS),
+    )
+
+
+def encode(task: Task, content: Mapping[str, Json]) -> dict[str, Json]:
+    """A judgment's content as the fields of an Answer, by the places that the task shows: the inverse of `decode`."""
+    shown = task.shown
+    sign = -1 if shown[0] == 0 else 1
+    ranking = content["ranking"]
+    return {
+        "axes": {name: sign * value for name, value in content["axes"].items()},
+        "ranks": [ranking[item] for item in shown] if ranking and len(shown) > 2 else [],
+        "flags": list(content["flags"]),
+        "ratings": [content["ratings"][item] for item in shown] if content["ratings"] else [],
+        "checks": {name: [met[item] for item in shown] for name, met in content["checks"].items()},
+        "edit": content["edit"],
+        "rationale": content["rationale"],
+    }
+
+
+def judged_choice(judgment: Judgment) -> int | None:
+    """Of two items: strength in favour of item 0, below 0 of item 1, 0 a tie; 1 where no strength was given."""
+    if judgment.ranking is None or len(judgment.ranking) != 2:
+        return None
+    a, b = judgment.ranking
+    return ((a < b) - (a > b)) * (judgment.strength or 1)
+
+
+def _check(task: Task, answer: Answer) -> None:
+    config, count = task.config, len(task.shown)
+    unjudged = CANT_JUDGE in answer.flags
+    if odd := [flag for flag in answer.flags if flag not in (*config.flags, CANT_JUDGE)]:
+        raise PrefloopError(f"This campaign has no flag {odd[0]!r}.")
+    if len(set(answer.flags)) < len(answer.flags):
+        raise PrefloopError("A flag was given twice.")
+    if not unjudged and count == 2:
+        _check_axes(config, answer)
+    if (
+        not unjudged
+        and count > 2
+        and (len(answer.ranks) != count or not all(0 <= rank < count for rank in answer.ranks))
+    ):
+        raise PrefloopError(f"Rank all {count} answers, please.")
+    if not unjudged and count > 2 and not config.ties and len(set(answer.ranks)) < count:
+        raise PrefloopError("This campaign has no ties: give each answer a rank of its own.")
+    if (count == 2 and answer.ranks) or (count > 2 and answer.axes):
+        raise PrefloopError("Two answers are compared, more are ranked.")
+    if answer.ratings and (
+        not config.ratings or len(answer.ratings) != count or not all(1 <= rating <= 7 for rating in answer.ratings)
+    ):
+        raise PrefloopError("Ratings go from 1 to 7, one for each answer, where the campaign asks for them.")
+    if config.ratings and not answer.ratings and not unjudged:
+        raise PrefloopError("Rate each answer, please.")
+    if any(name not in config.rubric or len(met) != count for name, met in answer.checks.items()):
+        raise PrefloopError("These boxes are not those of the campaign; reload the page.")
+    if answer.edit and not config.edits:
+        raise PrefloopError("This campaign does not ask for better answers.")
+    if max(len(answer.edit), len(answer.rationale)) > LONGEST_TEXT:
+        raise PrefloopError(f"A text has at most {LONGEST_TEXT:,} characters.")
+    if config.rationale == "required" and not answer.rationale.strip():
+        raise PrefloopError("Say why, please: this campaign asks for a reason.")
+
+
+def _check_axes(config: CampaignConfig, answer: Answer) -> None:
+    if odd := [name for name in answer.axes if name not in config.axes]:
+        raise PrefloopError(f"This campaign does not ask about {odd[0]!r}; reload the page.")
+    for name in config.axes:
+        value = answer.axes.get(name)
+        if value is None:
+            raise PrefloopError(f"Choose an answer for {name!r}, please.")
+        if abs(value) > len(STRENGTHS) or (value == 0 and not config.ties):
+            raise PrefloopError(f"{value} is no choice for {name!r} here.")
+
+
+def _dense(ranks: Sequence[int]) -> tuple[int, ...]:
+    """[0, 2, 2] -> (0, 1, 1)"""
+    order = sorted(set(ranks))
+    return tuple(order.index(rank) for rank in ranks)
+
+
+def _item(task: Task) -> Json:
+    return (comparisons.c.run == task.run) & (comparisons.c.id == task.comparison.id)
+
+
+def _move(connection: Connection, task: Task, *, taken: int = 0, counted: int = 0) -> None:
+    values = {"taken": comparisons.c.taken + taken, "counted": comparisons.c.counted + counted}
+    connection.execute(update(comparisons).where(_item(task)).values(values))
+    if counted:
+        where = connection.execute(select(comparisons.c.slice, comparisons.c.mix).where(_item(task))).one()
+        group = (strata.c.run == task.run) & (strata.c.slice == where.slice) & (strata.c.mix == where.mix)
+        connection.execute(update(strata).where(group).values(counted=strata.c.counted + counted))
+
+
+def _latest(connection: Connection, task_id: str) -> RowMapping | None:
+    query = select(judgments).where(judgments.c.task == task_id, judgments.c.latest)
+    return connection.execute(query).mappings().first()
+
+
+def _receipt(row: RowMapping) -> Receipt:
+    return Receipt(judgment=row["number"], version=row["version"], status=row["status"], late=row["late"])

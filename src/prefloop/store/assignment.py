@@ -1,0 +1,357 @@
+"""Who gets which item next, in which order its answers stand, and for how long it is theirs.
+
+A hand-out is one task, unique for (item, labeler), and one lease. A lease that ends gives the item's place to others;
+the task stays, so that work which comes late is kept."""
+
+from __future__ import annotations
+
+import math
+import random
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, Engine, RowMapping, and_, insert, or_, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from prefloop.configs.campaign import CampaignConfig
+from prefloop.store import db
+from prefloop.store.campaigns import Campaign, MissingError
+from prefloop.store.clock import Clock
+from prefloop.store.tables import (
+    accounts,
+    campaign_versions,
+    campaigns,
+    comparisons,
+    desks,
+    events,
+    judgments,
+    strata,
+    tasks,
+)
+from prefloop.types import Comparison, Json, PrefloopError, from_json
+
+REPEAT_AFTER = 10  # tasks between an item and its return
+_RELEASED_AT_ONCE = 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """One labeler's view of one item. shown[i]: which of the comparison's items stands at place i.
+
+    `kind` (item, gold, shared, repeat) and the comparison's ids, checkpoints and samplings are not for the labeler."""
+
+    id: str
+    run: str
+    kind: str
+    comparison: Comparison
+    shown: tuple[int, ...]
+    version: int
+    config: CampaignConfig
+    state: str
+    opened: float
+    lease_until: float
+    draft: Mapping[str, Json] | None
+
+
+class Desk:
+    """Hands out tasks of a label store and keeps their leases."""
+
+    def __init__(self, engine: Engine, clock: Clock) -> None:
+        self._engine, self._clock = engine, clock
+
+    def next_task(self, campaign: Campaign, annotator: str) -> Task | None:
+        """The labeler's open task, else a new one; None where there is nothing left for them.
+
+        Raises PrefloopError where the campaign, or the labeler, is paused."""
+        return db.retried(self._engine, lambda connection: self._next(connection, campaign, annotator))
+
+    def task(self, id_: str, annotator: str) -> Task:
+        """A labeler's own task, in whatever state. Raises MissingError for another's."""
+        with db.transaction(self._engine, write=False) as connection:
+            return read_task(connection, id_, annotator)
+
+    def renew(self, id_: str, annotator: str) -> float:
+        """Keep an open task for longer; returns the seconds that are left. A lease that had ended is taken up again
+        where the item's place is still free; 0 where it is not."""
+
+        def work(connection: Connection) -> float:
+            task, now = read_task(connection, id_, annotator, lock=True), self._clock()
+            last = task.opened + task.config.hold_hours * 3600
+            until = min(now + task.config.lease_minutes * 60, last)
+            if task.state == "done" or until <= now:
+                return 0.0
+            if task.state == "expired" and not self._take(connection, task):
+                return 0.0
+            connection.execute(update(tasks).where(tasks.c.id == id_).values(state="open", lease_until=until))
+            return until - now
+
+        return db.retried(self._engine, work)
+
+    def save_draft(self, id_: str, annotator: str, draft: Mapping[str, Json]) -> None:
+        """Keep what a labeler has so far of a task, done ones excepted."""
+
+        def work(connection: Connection) -> None:
+            task = read_task(connection, id_, annotator, lock=True)
+            if task.state != "done":
+                connection.execute(update(tasks).where(tasks.c.id == id_).values(draft=dict(draft)))
+
+        db.retried(self._engine, work)
+
+    def _next(self, connection: Connection, campaign: Campaign, annotator: str) -> Task | None:
+        now, run = self._clock(), campaign.run
+        state = connection.execute(select(campaigns.c.state).where(campaigns.c.run == run)).scalar()
+        if state != "open":
+            raise PrefloopError(f"This campaign is {state}; ask whoever invited you.")
+        paused = select(accounts.c.paused).where(accounts.c.name == annotator)
+        if connection.execute(paused).scalar():
+            raise PrefloopError("Your account is paused; ask whoever invited you.")
+        desk = _desk(connection, run, annotator)
+        _release(connection, run, now)
+        mine = (tasks.c.run == run) & (tasks.c.annotator == annotator) & (tasks.c.state == "open")
+        open_ = connection.execute(select(tasks.c.id).where(mine).order_by(tasks.c.number).limit(1)).scalar()
+        if open_ is None:
+            open_ = self._hand_out(connection, campaign, annotator, desk, now)
+        if open_ is None:
+            return None
+        until = now + campaign.config.lease_minutes * 60
+        connection.execute(update(tasks).where(tasks.c.id == open_).values(lease_until=until))
+        return read_task(connection, open_, annotator)
+
+    def _hand_out(
+        self, connection: Connection, campaign: Campaign, annotator: str, desk: Mapping[str, int], now: float
+    ) -> str | None:
+        config, run, count = campaign.config, campaign.run, desk["handed"]
+        salt = connection.execute(select(campaigns.c.salt).where(campaigns.c.run == run)).scalar_one()
+        seed = f"{salt}:{annotator}"
+        found, kind, uniform = None, "item", False
+        if count < config.calibration:
+            found, kind = _gold(connection, run, annotator), "gold"
+            if found is None:
+                found, kind = _shared(connection, run, annotator), "shared"
+        elif due(f"{seed}:repeat", count, config.repeat_share):
+            found, kind = _repeat(connection, run, annotator, seed), "repeat"
+        elif due(f"{seed}:gold", count, config.gold_share):
+            found, kind = _gold(connection, run, annotator), "gold"
+        if found is None:
+            kind, uniform = "item", due(f"{seed}:uniform", count, config.uniform_share)
+            found = _uniform(connection, run, annotator) if uniform else _targeted(connection, config, run, annotator)
+        if found is None:
+            return None
+        return _assign(connection, campaign, annotator, desk, found, kind, uniform, seed, now)
+
+    def _take(self, connection: Connection, task: Task) -> bool:
+        """Take the place of a task whose lease had ended, where nobody else has it."""
+        if task.kind in ("gold", "repeat"):
+            return True
+        free = comparisons.c.taken < comparisons.c.needed
+        place = update(comparisons).where(_item(task.run, task.comparison.id), free)
+        return connection.execute(place.values(taken=comparisons.c.taken + 1)).rowcount > 0
+
+
+def due(seed: str, count: int, share: float) -> bool:
+    """Whether the task after `count` others is one of a share of all: one, at a random place, of each 1 / share."""
+    if share <= 0:
+        return False
+    which = int(count * share + 1e-9)
+    first, after = (math.ceil(number / share - 1e-9) for number in (which, which + 1))
+    return count == random.Random(f"{seed}:{which}").randrange(first, after)
+
+
+def read_task(connection: Connection, id_: str, annotator: str, *, lock: bool = False) -> Task:
+    """A labeler's own task; `lock` keeps others from changing it until the transaction ends. Raises MissingError."""
+    same = (comparisons.c.run == tasks.c.run) & (comparisons.c.id == tasks.c.comparison_id)
+    under = (campaign_versions.c.run == tasks.c.run) & (campaign_versions.c.version == tasks.c.campaign_version)
+    query = select(tasks, comparisons.c.prompt, comparisons.c["items"], campaign_versions.c.config)
+    query = query.join(comparisons, same).join(campaign_versions, under)
+    query = query.where(tasks.c.id == id_, tasks.c.annotator == annotator)
+    row = connection.execute(query.with_for_update(of=tasks) if lock else query).mappings().first()
+    if row is None:
+        raise MissingError("There is no such task of yours.")
+    content = {"id": row["comparison_id"], "prompt": row["prompt"], "items": row["items"]}
+    return Task(
+        id=row["id"],
+        run=row["run"],
+        kind=row["kind"],
+        comparison=from_json(Comparison, content, f"comparison {row['comparison_id']} in the store"),
+        shown=tuple(row["shown"]),
+        version=row["campaign_version"],
+        config=CampaignConfig.model_validate(row["config"]),
+        state=row["state"],
+        opened=row["opened"],
+        lease_until=row["lease_until"],
+        draft=row["draft"],
+    )
+
+
+def _item(run: str, comparison_id: str) -> Json:
+    return (comparisons.c.run == run) & (comparisons.c.id == comparison_id)
+
+
+def _desk(connection: Connection, run: str, annotator: str) -> Mapping[str, int]:
+    """The labeler's counts; the row is locked, so that two tabs get one task."""
+    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+    connection.execute(dialect.insert(desks).values(run=run, annotator=annotator).on_conflict_do_nothing())
+    query = select(desks).where(desks.c.run == run, desks.c.annotator == annotator).with_for_update()
+    row = connection.execute(query).mappings().one()
+    return {name: row[name] for name in ("handed", "pairs", "turned")}
+
+
+def _release(connection: Connection, run: str, now: float) -> None:
+    """End the leases that have run out: their items' places are free again."""
+    over = (tasks.c.run == run) & (tasks.c.state == "open") & (tasks.c.lease_until < now)
+    query = select(tasks.c.number, tasks.c.comparison_id, tasks.c.kind).where(over).order_by(tasks.c.number)
+    rows = connection.execute(query.limit(_RELEASED_AT_ONCE).with_for_update(skip_locked=True)).all()
+    for row in rows:
+        connection.execute(update(tasks).where(tasks.c.number == row.number).values(state="expired"))
+        if row.kind in ("item", "shared"):
+            place = update(comparisons).where(_item(run, row.comparison_id))
+            connection.execute(place.values(taken=comparisons.c.taken - 1))
+
+
+def _unseen(run: str, annotator: str) -> Json:
+    """No task of this labeler's on the item, but for those whose lease ran out; and no judgment."""
+    mine = and_(tasks.c.run == run, tasks.c.annotator == annotator, tasks.c.comparison_id == comparisons.c.id)
+    done = and_(
+        judgments.c.run == run, judgments.c.annotator == annotator, judgments.c.comparison_id == comparisons.c.id
+    )
+    return and_(
+        ~select(tasks.c.number).where(mine, or_(tasks.c.state != "expired", tasks.c.repeat > 0)).exists(),
+        ~select(judgments.c.number).where(done).exists(),
+    )
+
+
+def _waiting(run: str, annotator: str) -> Json:
+    free = (comparisons.c.taken < comparisons.c.needed) & (comparisons.c.held == "")
+    return and_(comparisons.c.run == run, comparisons.c.shuffle > 0, free, _unseen(run, annotator))
+
+
+def _first(connection: Connection, where: Json, *order: Json) -> str | None:
+    query = select(comparisons.c.id).where(where).order_by(*order).limit(1)
+    return connection.execute(query.with_for_update(skip_locked=True)).scalar()
+
+
+def _gold(connection: Connection, run: str, annotator: str) -> str | None:
+    known = (comparisons.c.run == run) & comparisons.c.gold.is_not(None) & (comparisons.c.held == "")
+    return _first(connection, known & _unseen(run, annotator), comparisons.c.shuffle)
+
+
+def _shared(connection: Connection, run: str, annotator: str) -> str | None:
+    return _first(connection, _waiting(run, annotator) & comparisons.c.shared, comparisons.c.shuffle)
+
+
+def _uniform(connection: Connection, run: str, annotator: str) -> str | None:
+    """The first of a random order: uniform among all that wait, without replacement."""
+    return _first(connection, _waiting(run, annotator) & comparisons.c.gold.is_(None), comparisons.c.shuffle)
+
+
+def _targeted(connection: Connection, config: CampaignConfig, run: str, annotator: str) -> str | None:
+    """The highest priority of the kind of prompt that is most behind its share; of equal ones, in the slice that is
+    covered least."""
+    groups = connection.execute(select(strata).where(strata.c.run == run)).all()
+    handed = {mix: sum(g.handed for g in groups if g.mix == mix) for mix in {g.mix for g in groups}}
+    total = sum(handed.values()) + 1
+    behind = sorted(handed, key=lambda mix: (handed[mix] - config.mix.get(mix, 0.0) * total, mix))
+    for mixes in [[mix] for mix in behind] if config.mix else [behind]:
+        offers = []
+        for group in groups:
+            if group.mix in mixes:
+                same = (comparisons.c.slice == group.slice) & (comparisons.c.mix == group.mix)
+                best = select(comparisons.c.id, comparisons.c.priority, comparisons.c.shuffle)
+                best = best.where(_waiting(run, annotator), same, comparisons.c.gold.is_(None))
+                best = best.order_by(comparisons.c.priority.desc(), comparisons.c.shuffle).limit(1)
+                if row := connection.execute(best.with_for_update(skip_locked=True)).first():
+                    offers.append((-row.priority, group.counted / max(group.needed, 1), row.shuffle, row.id))
+        if offers:
+            return str(min(offers)[-1])
+    return None
+
+
+def _repeat(connection: Connection, run: str, annotator: str, seed: str) -> str | None:
+    """An item that this labeler answered a while ago and has not seen twice."""
+    again = tasks.alias()
+    twice = and_(
+        again.c.run == run,
+        again.c.annotator == annotator,
+        again.c.comparison_id == tasks.c.comparison_id,
+        again.c.repeat > 0,
+    )
+    mine = (tasks.c.run == run) & (tasks.c.annotator == annotator) & (tasks.c.state == "done")
+    query = select(tasks.c.comparison_id).where(mine, tasks.c.kind.in_(("item", "shared")))
+    query = query.where(~select(again.c.number).where(twice).exists())
+    ids = connection.execute(query.order_by(tasks.c.number.desc()).limit(10 * REPEAT_AFTER)).scalars().all()
+    old = ids[REPEAT_AFTER:]
+    return random.Random(f"{seed}:{len(ids)}:{ids[:1]}").choice(old) if old else None
+
+
+def _assign(
+    connection: Connection,
+    campaign: Campaign,
+    annotator: str,
+    desk: Mapping[str, int],
+    comparison_id: str,
+    kind: str,
+    uniform: bool,
+    seed: str,
+    now: float,
+) -> str:
+    run = campaign.run
+    row = connection.execute(select(comparisons).where(_item(run, comparison_id))).mappings().one()
+    shown, turned = _order(connection, row, annotator, desk, kind, seed)
+    takes = kind in ("item", "shared")
+    if takes:
+        place = update(comparisons).where(_item(run, comparison_id))
+        connection.execute(place.values(taken=comparisons.c.taken + 1))
+    repeat = int(kind == "repeat")
+    mine = (tasks.c.run == run) & (tasks.c.annotator == annotator) & (tasks.c.comparison_id == comparison_id)
+    again = connection.execute(select(tasks.c.id).where(mine, tasks.c.repeat == repeat)).scalar()
+    values = {"state": "open", "opened": now, "lease_until": now, "campaign_version": campaign.version}
+    if again is not None:  # its lease had run out: the same task, as it was shown
+        connection.execute(update(tasks).where(tasks.c.id == again).values(values))
+        return str(again)
+    id_ = secrets.token_urlsafe(16)
+    key = {"id": id_, "run": run, "comparison_id": comparison_id, "annotator": annotator, "repeat": repeat}
+    connection.execute(insert(tasks).values({**key, **values, "kind": kind, "shown": shown, "uniform": uniform}))
+    counts = {"shown": comparisons.c.shown + 1, "turned": comparisons.c.turned + turned}
+    connection.execute(update(comparisons).where(_item(run, comparison_id)).values(counts))
+    pair = int(row["size"] == 2)
+    mine = (desks.c.run == run) & (desks.c.annotator == annotator)
+    moved = {"handed": desks.c.handed + 1, "pairs": desks.c.pairs + pair, "turned": desks.c.turned + pair * turned}
+    connection.execute(update(desks).where(mine).values(moved))
+    if takes:
+        group = (strata.c.run == run) & (strata.c.slice == row["slice"]) & (strata.c.mix == row["mix"])
+        connection.execute(update(strata).where(group).values(handed=strata.c.handed + 1))
+    return id_
+
+
+def _order(
+    connection: Connection, row: RowMapping, annotator: str, desk: Mapping[str, int], kind: str, seed: str
+) -> tuple[Sequence[int], int]:
+    """Which item stands where, and whether item 1 of two comes first.
+
+    Two items: each labeler sees half of theirs turned, and each item is turned for half of its labelers. More: rows of
+    a Latin square, so that each item stands in each place equally often."""
+    if kind == "repeat":
+        before = select(tasks.c.shown).where(tasks.c.run == row["run"], tasks.c.comparison_id == row["id"])
+        shown = connection.execute(before.where(tasks.c.annotator == annotator, tasks.c.repeat == 0)).scalar_one()
+        return shown[::-1], int(shown[-1] == 1)
+    if row["size"] == 2:
+        own, others = 2 * desk["turned"] - desk["pairs"], 2 * row["turned"] - row["shown"]
+        lean = own if abs(own) > 1 else others or own
+        turned = lean < 0 if lean else random.Random(f"{seed}:side:{desk['pairs']}").random() < 0.5
+        return ([1, 0], 1) if turned else ([0, 1], 0)
+    base = list(range(row["size"]))
+    random.Random(f"{row['id']}").shuffle(base)
+    turn, lap = row["shown"] % len(base), row["shown"] // len(base)
+    base = base[turn:] + base[:turn]
+    return (base[::-1] if lap % 2 else base), 0
+
+
+def seen_until(engine: Engine) -> float:
+    """The latest time in the database, from which a new clock goes on."""
+    with db.transaction(engine, write=False) as connection:
+        times = [
+            connection.execute(select(column).order_by(column.table.c.number.desc()).limit(1)).scalar()
+            for column in (tasks.c.opened, events.c.at)
+        ]
+    return max(time or 0.0 for time in times)
