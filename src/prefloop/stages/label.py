@@ -10,13 +10,14 @@ from typing import Any
 
 from prefloop.annotators.simulated import Annotator, judge
 from prefloop.configs.collect import LabelConfig
-from prefloop.data.jsonl import read_jsonl, read_preferences, write_jsonl
-from prefloop.data.pairing import comparison_id, pair_completions
+from prefloop.data.jsonl import make_completion, read_preferences, write_jsonl
+from prefloop.data.pairing import comparison_id, first_wins, pair_completions
+from prefloop.data.rows import read_rows
 from prefloop.ops.statistics import krippendorff_alpha
 from prefloop.rewards.rubric import rubric
 from prefloop.run import Run, progress
 from prefloop.store.labels import open_store
-from prefloop.types import Comparison, Completion, Judgment, Preference, PrefloopError, Prompt, Score, from_json
+from prefloop.types import Comparison, Completion, Judgment, Preference, PrefloopError, Prompt, Score
 
 
 def run(config: LabelConfig) -> Mapping[str, Any]:
@@ -70,16 +71,15 @@ def _refuse_newer_labels(config: LabelConfig, run: Run) -> None:
 
 
 def read_completions(source: str) -> tuple[dict[str, Prompt], dict[str, list[Completion]]]:
-    """Prompts by id and their answers, from a collect run folder or a JSONL of {"prompt", "completion"} lines."""
+    """Prompts by id and their answers, from a collect run folder or a file of {"prompt", "completion"} rows."""
     path = Path(source)
     prompts: dict[str, Prompt] = {}
     answers: dict[str, list[Completion]] = {}
     file = path / "samples.jsonl" if path.is_dir() else path
-    for line, row in read_jsonl(file):
+    for line, row in read_rows(file):
         if "prompt" not in row or "completion" not in row:
             raise PrefloopError(f"{file}:{line}: a line needs the fields 'prompt' and 'completion'.")
-        prompt = from_json(Prompt, row["prompt"], f"{file}:{line} prompt")
-        completion = from_json(Completion, row["completion"], f"{file}:{line} completion")
+        prompt, completion = make_completion(row, f"{file}:{line}")
         prompts[prompt.id] = prompt
         answers.setdefault(prompt.id, []).append(completion)
     return prompts, answers
@@ -97,7 +97,7 @@ def to_preferences(
         Preference(
             prompt=c.prompt,
             items=c.items,
-            target=sum(map(first_wins, votes[c.id])) / len(votes[c.id]),
+            target=sum(first_wins(j.ranking, j.probability) for j in votes[c.id]) / len(votes[c.id]),
             group=c.prompt.id,
             simulated=all(simulated[judgment.annotator] for judgment in votes[c.id]),
         )
@@ -106,19 +106,11 @@ def to_preferences(
     ]
 
 
-def first_wins(judgment: Judgment) -> float:
-    """How much a judgment of two items prefers item 0: 1, 0.5 or 0, or its probability."""
-    if judgment.ranking is None:
-        return 0.5 if judgment.probability is None else judgment.probability
-    a, b = judgment.ranking[:2]
-    return 0.5 if a == b else float(a < b)
-
-
 def agreement(comparisons: Sequence[Comparison], judgments: Sequence[Judgment]) -> dict[str, float | None]:
     """Mean share of annotator pairs that agree, and Krippendorff's nominal alpha; null with a single annotator, and
     alpha also where all chose the same, which leaves it undefined."""
     names = sorted({j.annotator for j in judgments})
-    votes = {(j.annotator, j.comparison_id): first_wins(j) for j in judgments}
+    votes = {(j.annotator, j.comparison_id): first_wins(j.ranking, j.probability) for j in judgments}
     same = [
         votes[a, c.id] == votes[b, c.id]
         for a, b in itertools.combinations(names, 2)
@@ -139,6 +131,6 @@ def _accuracies(
     found: dict[str, list[bool]] = {}
     for judgment in judgments:
         if abs(gold[judgment.comparison_id]) > 1e-9:
-            right = (first_wins(judgment) > 0.5) == (gold[judgment.comparison_id] > 0)
+            right = (first_wins(judgment.ranking, judgment.probability) > 0.5) == (gold[judgment.comparison_id] > 0)
             found.setdefault(judgment.annotator, []).append(right)
     return {name: {"accuracy_vs_rubric": sum(hits) / len(hits), "n": len(hits)} for name, hits in found.items()}
