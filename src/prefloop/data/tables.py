@@ -20,8 +20,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from prefloop.data.arrow import needed
 from prefloop.data.jsonl import replacing, sync_folder, write_lines
-from prefloop.data.rows import needed, parse_json
+from prefloop.data.limits import parse_json
 from prefloop.types import Json, PrefloopError
 
 EXACT = "exact"
