@@ -1,0 +1,76 @@
+"""Pages from templates, and the fixed list of files that they may ask for."""
+
+from __future__ import annotations
+
+import hashlib
+import mimetypes
+from pathlib import Path
+
+import jinja2
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from prefloop.types import Json
+from prefloop.web import render
+from prefloop.web.workspace import Workspace
+
+_HERE = Path(__file__).parent
+_FILES = {path.name: path.read_bytes() for path in sorted((_HERE / "static").iterdir())}
+_FILES["highlight.css"] = render.highlight_css().encode()
+_HASHES = {name: hashlib.sha256(content).hexdigest()[:16] for name, content in _FILES.items()}
+
+
+def workspace(request: Request) -> Workspace:
+    """The workspace that this server works on."""
+    found: Workspace = request.app.state.workspace
+    return found
+
+
+def static(name: str) -> str:
+    """The address of a file of this package, which changes with its content."""
+    return f"/static/{_HASHES[name]}/{name}"
+
+
+def page(request: Request, template: str, *, status: int = 200, **context: Json) -> HTMLResponse:
+    """A page, with `account`, `csrf` and `nonce` of the request at hand."""
+    state = request.state
+    given = {"account": state.account, "csrf": state.csrf, "nonce": state.nonce, "path": request.url.path}
+    return HTMLResponse(_templates.get_template(template).render(**given, **context), status)
+
+
+async def _static(request: Request) -> Response:
+    name = request.path_params["name"]
+    if _HASHES.get(name) != request.path_params["hash"]:
+        return PlainTextResponse("There is no such file.", 404)
+    kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
+    return Response(_FILES[name], media_type=kind, headers={"cache-control": "public, max-age=31536000, immutable"})
+
+
+ROUTES = [Route("/static/{hash}/{name}", _static)]
+
+
+def _duration(seconds: float | None) -> str:
+    """90 -> 1 min 30 s"""
+    if seconds is None:
+        return "-"
+    whole = round(seconds)
+    parts = ((whole // 86400, "d"), (whole // 3600 % 24, "h"), (whole // 60 % 60, "min"), (whole % 60, "s"))
+    shown = [f"{count} {unit}" for count, unit in parts if count][:2]
+    return " ".join(shown) or "0 s"
+
+
+def _percent(share: float | None) -> str:
+    """0.123 -> 12 %"""
+    return "-" if share is None or share != share else f"{100 * share:.0f} %"
+
+
+_templates = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(_HERE / "templates"),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_templates.globals.update(static=static)
+_templates.filters.update(duration=_duration, percent=_percent, markdown=render.markdown, plain=render.plain)

@@ -1,0 +1,44 @@
+"""What the pages work on: one label database, one folder of runs, one clock."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from prefloop.store import db
+from prefloop.store.accounts import Accounts
+from prefloop.store.answers import Answers
+from prefloop.store.assignment import Desk, seen_until
+from prefloop.store.campaigns import Campaigns
+from prefloop.store.clock import Clock
+from prefloop.store.labels import Store
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workspace:
+    """`folder` holds runs/; `key` (secret bytes) signs what is handed out before a login and makes pseudonyms."""
+
+    folder: Path
+    key: bytes
+    clock: Clock
+    store: Store
+    campaigns: Campaigns
+    desk: Desk
+    answers: Answers
+    accounts: Accounts
+
+
+def open_workspace(folder: Path, key: bytes, database: str = "") -> Workspace:
+    """Everything over one database (empty: prefloop.db in `folder`). Raises PrefloopError as `db.connect` does."""
+    engine = db.connect(database or f"sqlite:///{folder / 'prefloop.db'}")
+    clock = Clock(seen_until(engine))
+    return Workspace(
+        folder=folder,
+        key=key,
+        clock=clock,
+        store=Store(engine),
+        campaigns=Campaigns(engine, clock),
+        desk=Desk(engine, clock),
+        answers=Answers(engine, clock),
+        accounts=Accounts(engine, clock),
+    )
