@@ -11,7 +11,10 @@ from prefloop.store.answers import Answers
 from prefloop.store.assignment import Desk, seen_until
 from prefloop.store.campaigns import Campaigns
 from prefloop.store.clock import Clock
+from prefloop.store.health import WAIT, Health
+from prefloop.store.invites import Invites
 from prefloop.store.labels import Store
+from prefloop.store.sessions import Sessions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,11 +29,15 @@ class Workspace:
     desk: Desk
     answers: Answers
     accounts: Accounts
+    sessions: Sessions
+    invites: Invites
+    health: Health
 
 
 def open_workspace(folder: Path, key: bytes, database: str = "") -> Workspace:
     """Everything over one database (empty: prefloop.db in `folder`). Raises PrefloopError as `db.connect` does."""
-    engine = db.connect(database or f"sqlite:///{folder / 'prefloop.db'}")
+    url = database or f"sqlite:///{folder / 'prefloop.db'}"
+    engine = db.connect(url)
     clock = Clock(seen_until(engine))
     return Workspace(
         folder=folder,
@@ -41,4 +48,7 @@ def open_workspace(folder: Path, key: bytes, database: str = "") -> Workspace:
         desk=Desk(engine, clock),
         answers=Answers(engine, clock),
         accounts=Accounts(engine, clock),
+        sessions=Sessions(engine, clock),
+        invites=Invites(engine, clock),
+        health=Health(db.connect(url, wait=WAIT), clock),
     )
