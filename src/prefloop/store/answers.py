@@ -9,7 +9,7 @@ from sqlalchemy import Connection, Engine, RowMapping, insert, select, update
 
 from prefloop.configs.campaign import STRENGTHS, CampaignConfig
 from prefloop.store import audit, db
-from prefloop.store.assignment import Task, read_task
+from prefloop.store.assignment import Task, read_task, review_task
 from prefloop.store.campaigns import Campaign
 from prefloop.store.clock import Clock
 from prefloop.store.tables import comparisons, judgments, strata, tasks
@@ -70,6 +70,23 @@ class Answers:
             last = last.where(mine, judgments.c.latest, ~judgments.c.withdrawn)
             row = connection.execute(last.order_by(judgments.c.number.desc()).limit(1)).first()
             return None if row is None else self._withdraw(connection, row.id, annotator)
+
+        return db.retried(self._engine, work)
+
+    def review(self, campaign: Campaign, comparison_id: str, reviewer: str, answer: Answer, *, nonce: str) -> Receipt:
+        """A reviewer's own label of an item that they chose, having seen those of others; `answer` is by item.
+
+        It counts where the item wants labels still, and is `extra` where not; a second one is a new version. The log
+        says that it is a review. Raises MissingError and PrefloopError as `submit` does."""
+
+        def work(connection: Connection) -> Receipt:
+            now = self._clock()
+            task_id = review_task(connection, campaign, reviewer, comparison_id, now)
+            placed = _placed(answer, read_task(connection, task_id, reviewer).shown)
+            receipt = self._submit(connection, task_id, reviewer, placed, nonce)
+            content = {"run": campaign.run, "comparison": comparison_id, "judgment": receipt.judgment}
+            audit.append(connection, at=now, actor=reviewer, kind="review", content=content)
+            return receipt
 
         return db.retried(self._engine, work)
 
@@ -252,6 +269,18 @@ def _check_axes(config: CampaignConfig, answer: Answer) -> None:
             raise PrefloopError(f"Choose an answer for {name!r}, please.")
         if abs(value) > len(STRENGTHS) or (value == 0 and not config.ties):
             raise PrefloopError(f"{value} is no choice for {name!r} here.")
+
+
+def _placed(answer: Answer, shown: Sequence[int]) -> Answer:
+    """An answer by item as one by the places where the items stood."""
+    sign = 1 if shown[0] == 0 else -1
+    return replace(
+        answer,
+        axes={name: sign * value for name, value in answer.axes.items()},
+        ranks=[answer.ranks[item] for item in shown] if answer.ranks else (),
+        ratings=[answer.ratings[item] for item in shown] if answer.ratings else (),
+        checks={name: [met[item] for item in shown] for name, met in answer.checks.items()},
+    )
 
 
 def _dense(ranks: Sequence[int]) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ import mimetypes
 from pathlib import Path
 
 import jinja2
+from markupsafe import Markup
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Route
@@ -37,6 +38,11 @@ def page(request: Request, template: str, *, status: int = 200, **context: Json)
     state = request.state
     given = {"account": state.account, "csrf": state.csrf, "nonce": state.nonce, "path": request.url.path}
     return HTMLResponse(_templates.get_template(template).render(**given, **context), status)
+
+
+def fragment(template: str, **context: Json) -> Markup:
+    """A part of a page."""
+    return Markup(_templates.get_template(template).render(**context))
 
 
 async def _static(request: Request) -> Response:
