@@ -150,7 +150,7 @@ tasks = Table(
     UniqueConstraint("run", "comparison_id", "annotator", "repeat", name="tasks_key"),
     ForeignKeyConstraint(["run", "comparison_id"], ["comparisons.run", "comparisons.id"], name="tasks_comparison"),
     Index("tasks_leases", "run", "state", "lease_until"),
-    Index("tasks_mine", "run", "annotator", "state", "number"),
+    Index("tasks_mine", "run", "annotator", "state", "number", "kind"),
     sqlite_autoincrement=True,
 )
 
