@@ -35,6 +35,10 @@ REPEAT_AFTER = 10  # tasks between an item and its return
 _RELEASED_AT_ONCE = 200
 
 
+class PausedError(PrefloopError):
+    """Nothing is handed out now, to anybody or to this labeler."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
     """One labeler's view of one item. shown[i]: which of the comparison's items stands at place i.
@@ -63,7 +67,7 @@ class Desk:
     def next_task(self, campaign: Campaign, annotator: str) -> Task | None:
         """The labeler's open task, else a new one; None where there is nothing left for them.
 
-        Raises PrefloopError where the campaign, or the labeler, is paused."""
+        Raises PausedError where the campaign is not open, or the labeler is paused."""
         return db.retried(self._engine, lambda connection: self._next(connection, campaign, annotator))
 
     def task(self, id_: str, annotator: str) -> Task:
@@ -102,10 +106,10 @@ class Desk:
         now, run = self._clock(), campaign.run
         state = connection.execute(select(campaigns.c.state).where(campaigns.c.run == run)).scalar()
         if state != "open":
-            raise PrefloopError(f"This campaign is {state}; ask whoever invited you.")
+            raise PausedError(f"This campaign is {state}; ask whoever invited you.")
         paused = select(accounts.c.paused).where(accounts.c.name == annotator)
         if connection.execute(paused).scalar():
-            raise PrefloopError("Your account is paused; ask whoever invited you.")
+            raise PausedError("Your account is paused; ask whoever invited you.")
         desk = _desk(connection, run, annotator)
         _release(connection, run, now)
         mine = (tasks.c.run == run) & (tasks.c.annotator == annotator) & (tasks.c.state == "open")
@@ -205,7 +209,7 @@ def review_task(connection: Connection, campaign: Campaign, reviewer: str, compa
     return id_
 
 
-def _item(run: str, comparison_id: str) -> Json:
+def _item(run: str, comparison_id: Json) -> Json:
     return (comparisons.c.run == run) & (comparisons.c.id == comparison_id)
 
 
@@ -231,14 +235,14 @@ def _release(connection: Connection, run: str, now: float) -> None:
 
 
 def _unseen(run: str, annotator: str) -> Json:
-    """No task of this labeler's on the item, but for those whose lease ran out; and no judgment."""
+    """No task of this labeler's on the item, but for those whose lease ran out; and no judgment that stands."""
     mine = and_(tasks.c.run == run, tasks.c.annotator == annotator, tasks.c.comparison_id == comparisons.c.id)
     done = and_(
         judgments.c.run == run, judgments.c.annotator == annotator, judgments.c.comparison_id == comparisons.c.id
     )
     return and_(
         ~select(tasks.c.number).where(mine, or_(tasks.c.state != "expired", tasks.c.repeat > 0)).exists(),
-        ~select(judgments.c.number).where(done).exists(),
+        ~select(judgments.c.number).where(done, judgments.c.latest, ~judgments.c.withdrawn).exists(),
     )
 
 
@@ -298,7 +302,8 @@ def _repeat(connection: Connection, run: str, annotator: str, seed: str) -> str 
         again.c.repeat > 0,
     )
     mine = (tasks.c.run == run) & (tasks.c.annotator == annotator) & (tasks.c.state == "done")
-    query = select(tasks.c.comparison_id).where(mine, tasks.c.kind.in_(("item", "shared")))
+    held = select(comparisons.c.held).where(_item(run, tasks.c.comparison_id)).scalar_subquery()
+    query = select(tasks.c.comparison_id).where(mine, tasks.c.kind.in_(("item", "shared")), held == "")
     query = query.where(~select(again.c.number).where(twice).exists())
     ids = connection.execute(query.order_by(tasks.c.number.desc()).limit(10 * REPEAT_AFTER)).scalars().all()
     old = ids[REPEAT_AFTER:]

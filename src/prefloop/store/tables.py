@@ -107,6 +107,7 @@ judgments = Table(
     ForeignKeyConstraint(["run", "comparison_id"], ["comparisons.run", "comparisons.id"], name="judgments_comparison"),
     Index("judgments_annotator_index", "run", "annotator", "number"),
     Index("judgments_run_index", "run", "number"),
+    Index("judgments_task_index", "task"),
     sqlite_autoincrement=True,
 )
 
@@ -150,7 +151,7 @@ tasks = Table(
     UniqueConstraint("run", "comparison_id", "annotator", "repeat", name="tasks_key"),
     ForeignKeyConstraint(["run", "comparison_id"], ["comparisons.run", "comparisons.id"], name="tasks_comparison"),
     Index("tasks_leases", "run", "state", "lease_until"),
-    Index("tasks_mine", "run", "annotator", "state", "number"),
+    Index("tasks_mine", "run", "annotator", "state", "number", "kind"),
     sqlite_autoincrement=True,
 )
 

@@ -8,11 +8,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from prefloop.web import templating
-from prefloop.web.pages import entry, health, home
+from prefloop.web.pages import entry, health, home, label
 from prefloop.web.security import Limits, protect
 from prefloop.web.workspace import Workspace
 
-PAGES = (entry, health, home, templating)
+PAGES = (entry, health, home, label, templating)
 
 
 def make_app(workspace: Workspace, limits: Limits) -> Starlette:

@@ -12,6 +12,7 @@ from prefloop.store.assignment import Desk, seen_until
 from prefloop.store.campaigns import Campaigns
 from prefloop.store.clock import Clock
 from prefloop.store.labels import Store
+from prefloop.store.progress import Progress
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +27,7 @@ class Workspace:
     desk: Desk
     answers: Answers
     accounts: Accounts
+    progress: Progress
 
 
 def open_workspace(folder: Path, key: bytes, database: str = "") -> Workspace:
@@ -41,4 +43,5 @@ def open_workspace(folder: Path, key: bytes, database: str = "") -> Workspace:
         desk=Desk(engine, clock),
         answers=Answers(engine, clock),
         accounts=Accounts(engine, clock),
+        progress=Progress(engine, clock),
     )
