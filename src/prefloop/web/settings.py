@@ -15,18 +15,21 @@ Typed = Mapping[str, str]
 """Field by field what stands in a form; a box that is not checked is empty or missing."""
 _RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
 _LONGEST_RUN = 120
+_MIX = "Percent of each kind of prompt, such as: hard = 30. They sum to 100; empty: as the items come."
 
 
 class Field(NamedTuple):
-    """One setting. kind: text, long, lines (one entry a line), check, choice, number, share (percent) or mix."""
+    """One setting. kind: text, long, lines (one entry a line), check, choice, number, share (percent) or mix. note: what
+    it does, where the configuration's own words do not fit a form."""
 
     name: str
     label: str
     kind: str
+    note: str = ""
 
     @property
     def hint(self) -> str:
-        return CampaignConfig.model_fields[self.name].description or ""
+        return self.note or CampaignConfig.model_fields[self.name].description or ""
 
 
 SECTIONS: Mapping[str, tuple[Field, ...]] = {
@@ -53,7 +56,7 @@ SECTIONS: Mapping[str, tuple[Field, ...]] = {
     ),
     "Order and leases": (
         Field("uniform_share", "Uniform picks, %", "share"),
-        Field("mix", "Mix of prompts, one kind a line, such as: hard = 30", "mix"),
+        Field("mix", "Mix of prompts, one kind a line", "mix", _MIX),
         Field("lease_minutes", "Lease in minutes", "number"),
         Field("hold_hours", "Longest hold in hours", "number"),
     ),

@@ -12,7 +12,9 @@ from prefloop.store.assignment import Desk, seen_until
 from prefloop.store.campaigns import Campaigns
 from prefloop.store.clock import Clock
 from prefloop.store.labels import Store
+from prefloop.store.overview import Overview
 from prefloop.store.progress import Progress
+from prefloop.web.jobs import Jobs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +30,8 @@ class Workspace:
     answers: Answers
     accounts: Accounts
     progress: Progress
+    overview: Overview
+    jobs: Jobs
 
 
 def open_workspace(folder: Path, key: bytes, database: str = "") -> Workspace:
@@ -44,4 +48,6 @@ def open_workspace(folder: Path, key: bytes, database: str = "") -> Workspace:
         answers=Answers(engine, clock),
         accounts=Accounts(engine, clock),
         progress=Progress(engine, clock),
+        overview=Overview(engine, clock),
+        jobs=Jobs(),
     )
