@@ -99,10 +99,10 @@ class Answers:
 
         return db.retried(self._engine, work)
 
-    def given(self, task: Task, annotator: str) -> dict[str, Json] | None:
-        """The labeler's answer to a task, as the fields of an Answer; None where none stands."""
+    def given(self, task: Task) -> dict[str, Json] | None:
+        """The answer to a task, as the fields of an Answer; None where none stands."""
         with db.transaction(self._engine, write=False) as connection:
-            last = _latest(connection, task, annotator)
+            last = _latest(connection, task.id)
         return None if last is None or last["withdrawn"] else encode(task, last["content"])
 
     def receipt(self, task_id: str, nonce: str) -> Receipt | None:
@@ -115,7 +115,7 @@ class Answers:
         if before := _kept(connection, task_id, nonce):
             return before
         judgment = decode(task, annotator, answer)
-        last = _latest(connection, task, annotator)
+        last = _latest(connection, task_id)
         late = task.state == "expired" or (task.state == "open" and task.lease_until < now)
         status = self._settle(connection, task, judgment, last)
         row = {
@@ -153,7 +153,7 @@ class Answers:
 
     def _withdraw(self, connection: Connection, task_id: str, annotator: str) -> Task:
         task, now = read_task(connection, task_id, annotator, lock=True), self._clock()
-        last = _latest(connection, task, annotator)
+        last = _latest(connection, task_id)
         assert last is not None
         if last["status"] == "counted":  # its place among those wanted stays ours while the task is open
             _move(connection, task, counted=-1)
@@ -259,10 +259,9 @@ def _problems(task: Task, answer: Answer) -> Iterator[tuple[str, str]]:
     elif not unjudged:
         yield from _unchosen(config, answer) if count == 2 else _unranked(config, count, answer)
     if answer.ratings and not config.ratings:
-        yield "ratings", "This campaign does not ask for ratings; reload the page."
-    elif config.ratings and (answer.ratings or not unjudged):
-        if len(answer.ratings) != count or not all(1 <= rating <= 7 for rating in answer.ratings):
-            yield "ratings", "Rate each answer from 1 to 7, please."
+        yield "ratings", "Ratings are given only where the campaign asks for them."
+    elif not _rated(config, count, answer):
+        yield "ratings", "Rate each answer from 1 to 7, please."
     if any(name not in config.rubric or len(met) != count for name, met in answer.checks.items()):
         yield "checks", "These boxes are not those of the campaign; reload the page."
     if answer.edit and not config.edits:
@@ -273,6 +272,12 @@ def _problems(task: Task, answer: Answer) -> Iterator[tuple[str, str]]:
         yield "rationale", f"A text has at most {LONGEST_TEXT:,} characters."
     elif config.rationale == "required" and not answer.rationale.strip():
         yield "rationale", "Say why, please: this campaign asks for a reason."
+
+
+def _rated(config: CampaignConfig, count: int, answer: Answer) -> bool:
+    if not answer.ratings:
+        return not config.ratings or CANT_JUDGE in answer.flags
+    return len(answer.ratings) == count and all(1 <= rating <= 7 for rating in answer.ratings)
 
 
 def _unchosen(config: CampaignConfig, answer: Answer) -> Iterator[tuple[str, str]]:
@@ -328,10 +333,9 @@ def _move(connection: Connection, task: Task, *, taken: int = 0, counted: int = 
         connection.execute(update(strata).where(group).values(counted=strata.c.counted + counted))
 
 
-def _latest(connection: Connection, task: Task, annotator: str) -> RowMapping | None:
-    item = (judgments.c.run == task.run) & (judgments.c.comparison_id == task.comparison.id)
-    mine = (judgments.c.annotator == annotator) & (judgments.c.repeat == int(task.kind == "repeat"))
-    return connection.execute(select(judgments).where(item, mine, judgments.c.latest)).mappings().first()
+def _latest(connection: Connection, task_id: str) -> RowMapping | None:
+    query = select(judgments).where(judgments.c.task == task_id, judgments.c.latest)
+    return connection.execute(query).mappings().first()
 
 
 def _kept(connection: Connection, task_id: str, nonce: str) -> Receipt | None:

@@ -85,7 +85,7 @@ class Progress:
             items, wanted, had = _totals(connection, run)
             mine = (tasks.c.run == run) & (tasks.c.annotator == annotator)
             kinds = select(tasks.c.kind, func.count()).where(mine, tasks.c.state == "done").group_by(tasks.c.kind)
-            done = {kind: count for kind, count in connection.execute(kinds)}
+            done = dict(map(tuple, connection.execute(kinds).all()))
             given = (judgments.c.run == run) & (judgments.c.annotator == annotator)
             newest = select(judgments.c.server_seconds).where(given).order_by(judgments.c.number.desc())
             seconds = connection.execute(newest.limit(_RECENT_ANSWERS)).scalars().all()

@@ -62,11 +62,11 @@ def undo(request: Request) -> Response:
 
 @allowed("labeler")
 def show(request: Request) -> Response:
-    """One task, with what the labeler has so far; of a finished one the answer as given, to `?change` or only to see."""
+    """One task with what the labeler has so far; of a finished one the answer as given, to `?change` or to look at."""
     work, task = workspace(request), _task(request)
     if task.state != "done":
         return _form(request, task, answerform.written(task.draft))
-    answer = answerform.written(work.answers.given(task, request.state.account.name))
+    answer = answerform.written(work.answers.given(task))
     change = "change" in request.query_params
     return _form(request, task, answer, locked=not change, confirmed=("change",) if change else ())
 
@@ -79,7 +79,7 @@ def known(request: Request) -> Response:
     if answer is None:
         raise MissingError("There is no known answer to show.")
     order = sorted(range(len(answer.ranks)), key=lambda place: answer.ranks[place])
-    given = answerform.written(work.answers.given(task, request.state.account.name))
+    given = answerform.written(work.answers.given(task))
     return page(request, "label/known.html", known=answer, order=order, given=given, **_view(request, task))
 
 

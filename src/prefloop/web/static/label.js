@@ -38,7 +38,7 @@ function send(address, given) {
     method: "POST", body: body(given), redirect: "manual", headers: { accept: "application/json" }, signal: AbortSignal.timeout(20000),
   });
 }
-const refused = (reply) => reply.status === 401 || reply.status === 403;
+const refused = (reply) => [401, 403, 413].includes(reply.status); // 413: strangers may send but little
 
 // A token of the session as it is now; false where nobody is signed in.
 async function renewToken() {
@@ -269,13 +269,13 @@ function prepareKeys(idle) {
     axes.forEach((axis, at) => axis.classList.toggle("current", at === current && axes.length > 1));
     if (axes.length > 1) axes[current].scrollIntoView({ block: "nearest" });
   }
-  function choose(key) {
-    const radio = axes[current]?.querySelector(`[data-key="${key}"]`);
+  function choose(key, rating) {
+    const radio = rating?.querySelector(`[value="${key}"]`) ?? axes[current]?.querySelector(`[data-key="${key}"]`);
     if (!radio) return false;
     radio.focus({ preventScroll: true });
     radio.checked = true;
     radio.dispatchEvent(new Event("input", { bubbles: true }));
-    mark(current + 1);
+    if (!rating) mark(current + 1);
     return true;
   }
   // A checkbox is toggled, a text field entered, details opened or shut, a button pressed.
@@ -308,7 +308,7 @@ function prepareKeys(idle) {
       mark(current - 1);
     } else {
       const digit = /^[0-9]$/.test(event.key) ? event.key : event.shiftKey ? null : /^Digit([0-9])$/.exec(event.code)?.[1];
-      if (!digit || !choose(digit)) {
+      if (!digit || !choose(digit, event.target.closest(".rating"))) {
         const target = document.querySelector(`[aria-keyshortcuts="${CSS.escape(digit ?? event.key)}"]`);
         if (!target || target.disabled) return;
         act(target);
