@@ -31,6 +31,11 @@ class TooManyTriesError(PrefloopError):
         super().__init__(f"Too many wrong passwords; wait {max(round(wait), 1)} s and try again.")
         self.wait = wait
 
+    @property
+    def seconds(self) -> str:
+        """For a Retry-After header."""
+        return f"{max(round(self.wait), 1)}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Account:
@@ -70,6 +75,11 @@ class Accounts:
         with db.transaction(self._engine, write=False) as connection:
             return find(connection, name)
 
+    def get(self, name: str) -> Account:
+        """The account of a name, in whatever case. Raises MissingError where there is none."""
+        with db.transaction(self._engine, write=False) as connection:
+            return known(connection, name)
+
     def all(self) -> list[Account]:
         """Every account, by name."""
         with db.transaction(self._engine, write=False) as connection:
@@ -95,13 +105,13 @@ class Accounts:
                 connection.execute(update(accounts).where(same).values(password=fresh))
             return find(connection, name)
 
-    def set_password(self, name: str, password: str, *, by: str, keep: str = "") -> None:
-        """A new password; ends all sessions but that with the id `keep`."""
+    def set_password(self, name: str, password: str, *, by: str) -> None:
+        """A new password; ends all sessions."""
         kept = passwords.hashed(password)
         with db.transaction(self._engine, write=True) as connection:
             name = known(connection, name).name
             connection.execute(update(accounts).where(accounts.c.name == name).values(password=kept))
-            end_sessions(connection, name, keep=keep)
+            end_sessions(connection, name)
             self._log(connection, by, "password", {"account": name})
 
     def set_role(self, name: str, role: str, *, by: str) -> None:
@@ -112,9 +122,7 @@ class Accounts:
         with db.transaction(self._engine, write=True) as connection:
             before = known(connection, name)
             if role != before.role:
-                connection.execute(
-                    update(accounts).where(accounts.c.name == before.name).values(role=role, token=None)
-                )
+                connection.execute(update(accounts).where(accounts.c.name == before.name).values(role=role, token=None))
                 _end(connection, before.name)
                 self._log(connection, by, "role", {"account": before.name, "role": role, "before": before.role})
 
@@ -222,9 +230,9 @@ def digest(token: str) -> str:
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def end_sessions(connection: Connection, name: str, *, keep: str = "") -> None:
-    """Delete an account's sessions, but for the one with the id `keep`."""
-    connection.execute(delete(sessions).where(sessions.c.account == name, sessions.c.id != keep))
+def end_sessions(connection: Connection, name: str) -> None:
+    """Delete an account's sessions."""
+    connection.execute(delete(sessions).where(sessions.c.account == name))
 
 
 def check_name(name: str) -> None:

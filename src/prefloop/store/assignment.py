@@ -202,6 +202,9 @@ def review_task(connection: Connection, campaign: Campaign, reviewer: str, compa
     if known := connection.execute(select(tasks.c.id).where(mine, tasks.c.repeat == 0).with_for_update()).scalar():
         connection.execute(update(tasks).where(tasks.c.id == known).values(state))
         return str(known)
+    imported = (judgments.c.run == run) & (judgments.c.comparison_id == comparison_id)
+    if connection.execute(select(judgments.c.number).where(imported, judgments.c.annotator == reviewer)).first():
+        raise PrefloopError(f"A label of {reviewer} was imported for this item; it stays as it is.")
     id_ = secrets.token_urlsafe(16)
     key = {"id": id_, "run": run, "comparison_id": comparison_id, "annotator": reviewer}
     facts = {"shown": list(range(item.size)), "uniform": False, "state": "done", "opened": now, "lease_until": now}

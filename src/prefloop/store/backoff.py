@@ -12,11 +12,10 @@ import hashlib
 import ipaddress
 from typing import Literal
 
-from sqlalchemy import Connection, Row, delete, select, update
+from sqlalchemy import Connection, RowMapping, delete, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from prefloop.store.tables import attempts
-from prefloop.types import Json
 
 FREE = {"account": 5, "address": 10}
 LONGEST = 300.0
@@ -29,7 +28,8 @@ def charge(connection: Connection, account: str, address: str, now: float) -> fl
     Returns the seconds to wait. Above 0, nothing was counted, and the try must not be looked at."""
     connection.execute(delete(attempts).where(attempts.c.last < now - FORGOTTEN))
     keys = _account(account), _address(address)
-    found = {row.key: row for row in connection.execute(select(attempts).where(attempts.c.key.in_(keys)))}
+    query = select(attempts).where(attempts.c.key.in_(keys))
+    found = {row["key"]: row for row in connection.execute(query).mappings()}
     of_account, of_address = (found.get(key) for key in keys)
     wait = 0.0 if of_address is None else max(_wait("address", of_address, now), _wait("account", of_account, now))
     if wait <= 0:
@@ -48,11 +48,12 @@ def succeeded(connection: Connection, account: str, address: str) -> None:
     connection.execute(delete(attempts).where((attempts.c.key == _account(account)) | (mine & (attempts.c.count <= 0))))
 
 
-def _wait(kind: Literal["account", "address"], row: Row[Json] | None, now: float) -> float:
-    if row is None or row.count < FREE[kind]:
+def _wait(kind: Literal["account", "address"], row: RowMapping | None, now: float) -> float:
+    if row is None or row["count"] < FREE[kind]:
         return 0.0
-    asked = min(2.0 ** min(row.count - FREE[kind], 30), LONGEST)
-    return min(row.last + asked - now, asked)  # where a clock was set back, no more than was asked
+    asked = min(2.0 ** min(row["count"] - FREE[kind], 30), LONGEST)
+    left: float = row["last"] + asked - now
+    return min(left, asked)  # where a clock was set back, no more than was asked
 
 
 def _account(name: str) -> str:

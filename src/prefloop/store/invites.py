@@ -13,7 +13,7 @@ from prefloop.store.accounts import PROGRAM, Account, add, check_group, check_ro
 from prefloop.store.campaigns import MissingError
 from prefloop.store.clock import Clock
 from prefloop.store.tables import accounts, invites
-from prefloop.types import Json, PrefloopError
+from prefloop.types import Json
 
 _DAY = 24 * 3600.0
 NEW = 7 * _DAY
@@ -51,9 +51,7 @@ class Invites:
         """What a link for a known person holds, who may set a new password with it."""
         with db.transaction(self._engine, write=True) as connection:
             who = known(connection, name)
-            return self._make(
-                connection, {"role": who.role, "group": who.group, "account": who.name, "by": by}, AGAIN
-            )
+            return self._make(connection, {"role": who.role, "group": who.group, "account": who.name, "by": by}, AGAIN)
 
     def start(self) -> str:
         """What a link for whoever started the server holds: the first admin, or one to be. Those before it end."""

@@ -23,20 +23,16 @@ from typing import Literal
 
 from markupsafe import Markup
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, PlainTextResponse, Response
+from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from prefloop.types import Json
-from prefloop.web.templating import fragment, static
+from prefloop.web.templating import fragment, page, static
 
 Unit = Literal["number", "share", "signed", "time"]
 """number: as it is. share: 0 to 1, shown in percent. signed: -1 to 1, such as alpha. time: seconds since 1970."""
 POINTS = 400
 """A line has at most about so many; of more, each bucket keeps its lowest and its highest."""
-POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'unsafe-inline'; img-src data:;"
-    " base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
-)
 
 Values = Sequence[float | None]
 
@@ -160,13 +156,12 @@ def _plotly() -> tuple[str, bytes]:
 @cache
 def _frame_address() -> str:
     """The frame's address, which changes with what it loads."""
-    parts = _plotly()[0] + static("chart-frame.js") + POLICY
+    parts = _plotly()[0] + static("chart-frame.js")
     return f"/charts/{hashlib.sha256(parts.encode()).hexdigest()[:16]}/frame"
 
 
 def _frame(request: Request) -> Response:
-    html = fragment("chart-frame.html", plotly=_plotly()[0])
-    return HTMLResponse(html, headers={"content-security-policy": POLICY})
+    return page(request, "chart-frame.html", plotly=_plotly()[0])
 
 
 def _library(request: Request) -> Response:

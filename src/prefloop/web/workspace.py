@@ -11,9 +11,12 @@ from prefloop.store.answers import Answers
 from prefloop.store.assignment import Desk, seen_until
 from prefloop.store.campaigns import Campaigns
 from prefloop.store.clock import Clock
+from prefloop.store.health import WAIT, Health
+from prefloop.store.invites import Invites
 from prefloop.store.labels import Store
 from prefloop.store.overview import Overview
 from prefloop.store.progress import Progress
+from prefloop.store.sessions import Sessions
 from prefloop.web.jobs import Jobs
 
 
@@ -32,11 +35,15 @@ class Workspace:
     progress: Progress
     overview: Overview
     jobs: Jobs
+    sessions: Sessions
+    invites: Invites
+    health: Health
 
 
 def open_workspace(folder: Path, key: bytes, database: str = "") -> Workspace:
     """Everything over one database (empty: prefloop.db in `folder`). Raises PrefloopError as `db.connect` does."""
-    engine = db.connect(database or f"sqlite:///{folder / 'prefloop.db'}")
+    url = database or f"sqlite:///{folder / 'prefloop.db'}"
+    engine = db.connect(url)
     clock = Clock(seen_until(engine))
     return Workspace(
         folder=folder,
@@ -50,4 +57,7 @@ def open_workspace(folder: Path, key: bytes, database: str = "") -> Workspace:
         progress=Progress(engine, clock),
         overview=Overview(engine, clock),
         jobs=Jobs(),
+        sessions=Sessions(engine, clock),
+        invites=Invites(engine, clock),
+        health=Health(db.connect(url, wait=WAIT), clock),
     )

@@ -14,20 +14,19 @@ from prefloop.store.campaigns import MissingError
 from prefloop.types import PrefloopError
 from prefloop.web import settings, sources
 from prefloop.web.pages.campaign import campaign_of, shell
-from prefloop.web.pages.transfer import begin_import
+from prefloop.web.pages.transfer import HOW, begin_import, read_how
 from prefloop.web.security import allowed
 from prefloop.web.settings import FormError, Typed
 from prefloop.web.templating import page, workspace
 
-_OWN = ("run", "source", "path", "collected", "pairs", "do", "version")
-_LARGEST_PAIRS = 100
+_OWN = ("run", "source", "path", "collected", *HOW, "do", "version")
 
 
 @allowed("admin")
 def new(request: Request) -> Response:
     run = request.query_params.get("run", "")
     known = run in sources.collected(workspace(request).folder)
-    own = {"source": "collected" if known else "upload", "collected": run if known else "", "path": "", "pairs": "3"}
+    own = {"source": "collected" if known else "upload", "collected": run if known else "", "path": "", **HOW}
     typed = settings.shown(CampaignConfig()) | own | {"run": _name_for(request, run) if known else ""}
     return _new_form(request, typed, {})
 
@@ -52,7 +51,7 @@ def create(request: Request) -> Response:
         return _new_form(request, typed, problems)
     campaign = work.campaigns.create(typed["run"], config, by=by)
     if typed["source"] != "later":
-        begin_import(request, campaign, work.folder / typed["path"], pairs=int(typed["pairs"]))
+        begin_import(request, campaign, work.folder / typed["path"], read_how(request))
         return RedirectResponse(f"/c/{campaign.id}/transfer", 303)
     return RedirectResponse(f"/c/{campaign.id}/manage", 303)
 
@@ -95,20 +94,18 @@ def _source(request: Request, typed: Typed) -> dict[str, str]:
     """Where the items come from, with `path` from the workspace on. An upload is kept at once, so that a form that
     comes back for another reason still has it."""
     folder, source = workspace(request).folder, typed["source"]
-    pairs = typed["pairs"].strip()
-    if not (pairs.isascii() and pairs.isdigit() and 1 <= int(pairs[:6]) <= _LARGEST_PAIRS):
-        raise PrefloopError(f"Draw 1 to {_LARGEST_PAIRS} pairs for each prompt.")
+    read_how(request)
     if source == "upload":
         upload = request.state.form.get("upload")
         if not isinstance(upload, UploadFile) or not upload.filename:
             raise PrefloopError("Choose a file to upload, or another source.")
-        return {"source": "path", "path": sources.keep_upload(folder, upload), "pairs": pairs}
+        return {"source": "path", "path": sources.keep_upload(folder, upload)}
     if source == "path":
-        return {"path": _relative(folder, sources.find_file(folder, typed["path"])), "pairs": pairs}
+        return {"path": _relative(folder, sources.find_file(folder, typed["path"]))}
     if source == "collected":
         if typed["collected"] not in sources.collected(folder):
             raise PrefloopError("Choose one of the run folders.")
-        return {"path": f"{typed['collected']}/samples.jsonl", "pairs": pairs}
+        return {"path": f"{typed['collected']}/samples.jsonl"}
     if source != "later":
         raise PrefloopError("Choose where the items come from.")
     return {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,9 +14,9 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from prefloop.store import exchange
+from prefloop.store import exchange, imports
 from prefloop.store.campaigns import Campaign, MissingError
-from prefloop.types import PrefloopError
+from prefloop.types import Json, PrefloopError
 from prefloop.web import sources
 from prefloop.web.forms import field
 from prefloop.web.pages.campaign import campaign_of, shell
@@ -32,6 +33,8 @@ FORMATS = {
     "demonstrations": "demonstrations: the better answers that people wrote",
 }
 EXPORTS = "exports"
+HOW = {"pairs": "3", "ways": "2", "skip_bad": ""}
+_HOW = {"pairs": (100, "The number of pairs"), "ways": (9, "The number of answers at a time")}
 _SOON = 1.5  # seconds in which small files are done
 
 
@@ -50,9 +53,9 @@ def take(request: Request) -> Response:
             path = folder / sources.keep_upload(folder, upload)
         else:
             path = sources.find_file(folder, field(request, "path"))
-        begin_import(request, campaign, path, pairs=3)
+        begin_import(request, campaign, path, read_how(request))
     except PrefloopError as error:
-        return _page(request, campaign, error=str(error), path=field(request, "path"))
+        return _page(request, campaign, error=str(error))
     return RedirectResponse(f"/c/{campaign.id}/transfer", 303)
 
 
@@ -80,16 +83,29 @@ def download(request: Request) -> Response:
     return FileResponse(path, filename=path.name, media_type="application/octet-stream")
 
 
-def begin_import(request: Request, campaign: Campaign, path: Path, *, pairs: int) -> None:
+def read_how(request: Request) -> dict[str, Json]:
+    """How a form wants items drawn from a file. Raises PrefloopError for a number that is out of range."""
+    how: dict[str, Json] = {"skip_bad": field(request, "skip_bad") == "on"}
+    for name, (most, what) in _HOW.items():
+        text = field(request, name).strip()
+        least = 2 if name == "ways" else 1
+        if not (text.isascii() and text.isdigit() and least <= int(text[:6]) <= most):
+            raise PrefloopError(f"{what} is a whole number from {least} to {most}.")
+        how[name] = int(text)
+    return how
+
+
+def begin_import(request: Request, campaign: Campaign, path: Path, how: Mapping[str, Json]) -> None:
     """Start taking a file's items into a campaign; small ones are in when this returns. Raises PrefloopError where an
     import of the campaign is under way."""
     work, by = workspace(request), request.state.account.name
     title = f"Import of {path.name}"
-    work.jobs.start(f"import {campaign.run}", title, lambda: _import(work, campaign, path, pairs, by), wait=_SOON)
+    work.jobs.start(f"import {campaign.run}", title, lambda: _import(work, campaign, path, how, by), wait=_SOON)
 
 
-def _page(request: Request, campaign: Campaign | None = None, *, error: str = "", path: str = "") -> Response:
+def _page(request: Request, campaign: Campaign | None = None, *, error: str = "") -> Response:
     work, campaign = workspace(request), campaign or campaign_of(request)
+    typed = {name: field(request, name) if error else value for name, value in {**HOW, "path": ""}.items()}
     jobs = [job for kind in ("import", "export") if (job := work.jobs.last(f"{kind} {campaign.run}"))]
     return shell(
         request,
@@ -97,7 +113,7 @@ def _page(request: Request, campaign: Campaign | None = None, *, error: str = ""
         campaign,
         status=400 if error else 200,
         error=error,
-        typed=path,
+        typed=typed,
         files=sources.files(work.folder),
         formats=FORMATS,
         jobs=jobs,
@@ -106,9 +122,18 @@ def _page(request: Request, campaign: Campaign | None = None, *, error: str = ""
     )
 
 
-def _import(work: Workspace, campaign: Campaign, path: Path, pairs: int, by: str) -> str:
-    report = exchange.import_items(work.store, work.campaigns, campaign.run, path, pairs=pairs, by=by)
-    return str(report)
+def _import(work: Workspace, campaign: Campaign, path: Path, how: Mapping[str, Json], by: str) -> str:
+    found = imports.import_items(work.store, work.campaigns, campaign.run, path, by=by, **how)
+    counts = {
+        "new items": found.items,
+        "new labels": found.labels,
+        "labels that were there already": found.known_labels,
+        "items held back, since an answer names a model": found.held,
+        "prompts with no second answer": found.alone,
+        "rows left out": found.skipped,
+    }
+    said = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count) or "nothing new"
+    return f"{said}{f'; the first row left out: {found.first_skipped}' if found.skipped else ''}."
 
 
 def _export(work: Workspace, campaign: Campaign, kind: str) -> str:
