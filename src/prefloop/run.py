@@ -32,6 +32,7 @@ _BEGUN = (_METRICS, _SAMPLES, "checkpoints", "checkpoint", "preferences.jsonl", 
 _OFFERED = ("prefloop.json", "preferences.jsonl", "samples.jsonl")
 _OWN = (_LOCK, "run.json", "config.json", "seconds.json")
 _LINE_EVERY = 10.0
+_RATE_OVER = 600.0  # seconds whose rate foretells the time left
 _SECONDS_EVERY = 1.0
 _DIFFERENCES_SHOWN = 3
 
@@ -340,10 +341,13 @@ class Ticker:
 
     def advance(self, n: int, note: str = "") -> None:
         """`n` more are done; `note` stands behind the rate until the next one."""
-        self._done += n
-        self._note = note
+        self.show(self._done + n, self._total, note)
+
+    def show(self, done: int, total: int, note: str = "") -> None:
+        """`done` of `total` are done by now; either may have shrunk."""
+        self._done, self._total, self._note = done, total, note
         if self._bar:
-            self._bar.update(self._task, completed=self._done, rate=self._rate_text(), note=note)
+            self._bar.update(self._task, completed=done, total=total, rate=self._rate_text(), note=note)
         elif time.monotonic() - self._shown >= _LINE_EVERY:
             self._shown = time.monotonic()
             print(self._line(), file=sys.stderr, flush=True)
@@ -356,9 +360,17 @@ class Ticker:
 
     def _line(self) -> str:
         left = (self._total - self._done) / self._rate() if self._rate() else math.inf
-        eta = f"{left:.0f} s left" if math.isfinite(left) else "time left unknown"
+        eta = f"{_time(left)} left" if 0 <= left < math.inf else "time left unknown"
         parts = [f"{self._done}/{self._total} {self._unit}", self._rate_text(), eta]
         return ", ".join([*parts, self._note] if self._note else parts)
+
+
+def _time(seconds: float) -> str:
+    """5400 -> 1 h 30 min"""
+    minutes = round(seconds / 60)
+    if minutes < 10:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def _bar() -> Progress:
@@ -370,4 +382,5 @@ def _bar() -> Progress:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
         console=Console(stderr=True),
+        speed_estimate_period=_RATE_OVER,
     )
