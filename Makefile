@@ -38,18 +38,23 @@ check: setup
 	$(BIN)/mypy --strict src
 	$(BIN)/lint-imports
 
+# A test, a package of Debian's, and what for: installed where it is missing and we may, else said how.
+system_part = { $(1); } >/dev/null 2>&1 || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && \
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $(2) >/dev/null; } || \
+	echo "Tests that need $(3) want it installed first: sudo apt-get install $(2)"
+
 # Two processes with one thread each: the tests' models are too small to share out.
 test: setup
-	@command -v postgres >/dev/null || ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || \
-		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-			{ apt-get update -qq && apt-get install -y -qq postgresql; } || true; \
-		else echo "PostgreSQL's tests need its server: sudo apt-get install postgresql"; fi
+	@$(call system_part,command -v postgres || ls /usr/lib/postgresql/*/bin/postgres,postgresql,PostgreSQL)
+	@$(call system_part,command -v chromium || command -v chromium-browser,chromium,a browser)
 	@$(MAKE) --no-print-directory check
 	@$(BIN)/python -c 'from prefloop.models.load import load_tokenizer; load_tokenizer("smollm2-135m")' || \
 		echo "Not run: tests on the default model (it could not be fetched)."
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
-	@command -v postgres >/dev/null || ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 \
+	@{ command -v postgres || ls /usr/lib/postgresql/*/bin/postgres; } >/dev/null 2>&1 \
 		|| echo "Not run: tests on PostgreSQL (no server here)."
+	@{ command -v chromium || command -v chromium-browser; } >/dev/null 2>&1 \
+		|| echo "Not run: tests in a browser (no Chromium here)."
 	@command -v nvidia-smi >/dev/null || echo "Not run: anything on a GPU (none here)."
 	@echo "Not run: make bench, make bench-gpu, make soak (long)."
 

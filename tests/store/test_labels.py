@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import os
 import signal
@@ -10,13 +11,15 @@ import threading
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import text
+from sqlalchemy import Connection, create_engine, text
 
-from prefloop.store import db
+from prefloop.store import db, tables
 from prefloop.store.labels import RunLabels, open_store
-from prefloop.types import Comparison, Completion, Judgment, Message, PrefloopError, Prompt, Sampling, Segment
+from prefloop.types import Comparison, Completion, Judgment, Message, PrefloopError, Prompt, Sampling, Segment, to_json
 
 
 def completion(name: str, said: str) -> Completion:
@@ -192,7 +195,7 @@ def test_migrations_make_the_tables_that_the_code_expects(url: str) -> None:
     engine = db.connect(url)
     with db.transaction(engine, write=False) as connection:
         options = {"version_table": db.VERSION_TABLE, "compare_type": True}
-        assert compare_metadata(MigrationContext.configure(connection, opts=options), db.metadata) == []
+        assert compare_metadata(MigrationContext.configure(connection, opts=options), tables.metadata) == []
     engine.dispose()
 
 
@@ -206,16 +209,39 @@ def test_a_newer_schema_is_refused(url: str) -> None:
 
 
 def test_a_failed_migration_leaves_nothing_behind(url: str) -> None:
-    engine = db.connect(url)
-    with db.transaction(engine, write=True) as connection:
-        connection.execute(text("DROP TABLE judgments"))
-        connection.execute(text("DROP TABLE comparisons"))
-        connection.execute(text(f"DROP TABLE {db.VERSION_TABLE}"))
+    engine = create_engine(db._parse(url))
+    with engine.begin() as connection:
+        connection.execute(text("CREATE TABLE annotators (name TEXT)"))
     with pytest.raises(PrefloopError, match="annotators"):
         open_store(url)
-    with db.transaction(engine, write=False) as connection:
+    with engine.connect() as connection:
         assert engine.dialect.get_table_names(connection) == ["annotators"]
     engine.dispose()
+
+
+def migrate(connection: Connection, revision: str) -> None:
+    settings = Config()
+    settings.set_main_option("script_location", "prefloop.store:migrations")
+    settings.attributes["connection"] = connection
+    command.upgrade(settings, revision)
+
+
+def test_labels_of_the_first_schema_come_along(url: str) -> None:
+    engine = create_engine(db._parse(url))
+    with engine.begin() as connection:
+        migrate(connection, "0001")
+        connection.execute(text("INSERT INTO annotators VALUES ('ada', :no)"), {"no": False})
+        made = comparison("c")
+        row = {"prompt": json.dumps(to_json(made.prompt)), "items": json.dumps(to_json(made.items))}
+        statement = "INSERT INTO comparisons (run, id, size, prompt, items) VALUES ('r', 'c', 2, :prompt, :items)"
+        connection.execute(text(statement), row)
+        said = {"content": json.dumps(to_json(judgment("c")))}
+        statement = "INSERT INTO judgments (run, comparison_id, annotator, content) VALUES ('r', 'c', 'ada', :content)"
+        connection.execute(text(statement), said)
+    engine.dispose()
+    with open_store(url) as store:
+        assert store.comparisons("r") == [made] and store.judgments("r") == [judgment("c")]
+        assert store.verify().judgments == 1
 
 
 def test_sqlite_settings(tmp_path: Path) -> None:

@@ -184,7 +184,7 @@ def read_task(connection: Connection, id_: str, annotator: str, *, lock: bool = 
     )
 
 
-def _item(run: str, comparison_id: str) -> Json:
+def _item(run: str, comparison_id: Json) -> Json:
     return (comparisons.c.run == run) & (comparisons.c.id == comparison_id)
 
 
@@ -277,7 +277,8 @@ def _repeat(connection: Connection, run: str, annotator: str, seed: str) -> str 
         again.c.repeat > 0,
     )
     mine = (tasks.c.run == run) & (tasks.c.annotator == annotator) & (tasks.c.state == "done")
-    query = select(tasks.c.comparison_id).where(mine, tasks.c.kind.in_(("item", "shared")))
+    held = select(comparisons.c.held).where(_item(run, tasks.c.comparison_id)).scalar_subquery()
+    query = select(tasks.c.comparison_id).where(mine, tasks.c.kind.in_(("item", "shared")), held == "")
     query = query.where(~select(again.c.number).where(twice).exists())
     ids = connection.execute(query.order_by(tasks.c.number.desc()).limit(10 * REPEAT_AFTER)).scalars().all()
     old = ids[REPEAT_AFTER:]

@@ -135,6 +135,11 @@ class Store:
             found = connection.execute(totals).all()
         return [RunLabels(run=run, comparisons=n, judgments=judged.get(run, 0)) for run, n in found]
 
+    def verify(self) -> audit.Verified:
+        """Go through the audit log and every judgment; raises PrefloopError where something was tampered with."""
+        with db.transaction(self._engine, write=False) as connection:
+            return audit.verify(connection)
+
     def close(self) -> None:
         """Close all connections."""
         self._engine.dispose()

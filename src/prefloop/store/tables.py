@@ -107,6 +107,7 @@ judgments = Table(
     ForeignKeyConstraint(["run", "comparison_id"], ["comparisons.run", "comparisons.id"], name="judgments_comparison"),
     Index("judgments_annotator_index", "run", "annotator", "number"),
     Index("judgments_run_index", "run", "number"),
+    Index("judgments_task_index", "task"),
     sqlite_autoincrement=True,
 )
 

@@ -147,46 +147,53 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["account"], ["accounts.name"], name="sessions_account"),
         sa.PrimaryKeyConstraint("id"),
     )
-    with op.batch_alter_table("comparisons") as batch:
-        batch.add_column(sa.Column("slice", sa.Text, server_default="", nullable=False))
-        batch.add_column(sa.Column("mix", sa.Text, server_default="", nullable=False))
-        batch.add_column(sa.Column("priority", sa.Float, server_default="0", nullable=False))
-        batch.add_column(sa.Column("shuffle", sa.Float, server_default="0", nullable=False))
-        batch.add_column(sa.Column("shared", sa.Boolean, server_default=sa.false(), nullable=False))
-        batch.add_column(sa.Column("gold", sa.JSON(none_as_null=True), nullable=True))
-        batch.add_column(sa.Column("held", sa.Text, server_default="", nullable=False))
-        batch.add_column(sa.Column("needed", sa.Integer, server_default="1", nullable=False))
-        batch.add_column(sa.Column("counted", sa.Integer, server_default="0", nullable=False))
-        batch.add_column(sa.Column("taken", sa.Integer, server_default="0", nullable=False))
-        batch.add_column(sa.Column("shown", sa.Integer, server_default="0", nullable=False))
-        batch.add_column(sa.Column("turned", sa.Integer, server_default="0", nullable=False))
-        batch.create_index(
-            "comparisons_gold",
-            ["run", "shuffle"],
-            sqlite_where=sa.text("gold IS NOT NULL"),
-            postgresql_where=sa.text("gold IS NOT NULL"),
-        )
-        batch.create_index(
-            "comparisons_held",
-            ["run", "shuffle"],
-            sqlite_where=sa.text("held != ''"),
-            postgresql_where=sa.text("held != ''"),
-        )
-        batch.create_index(
-            "comparisons_shared", ["run", "shuffle"], sqlite_where=sa.text("shared"), postgresql_where=sa.text("shared")
-        )
-        batch.create_index(
-            "comparisons_targeted",
-            ["run", "slice", "mix", "priority", "shuffle"],
-            sqlite_where=sa.text("taken < needed AND held = ''"),
-            postgresql_where=sa.text("taken < needed AND held = ''"),
-        )
-        batch.create_index(
-            "comparisons_uniform",
-            ["run", "shuffle"],
-            sqlite_where=sa.text("taken < needed AND held = ''"),
-            postgresql_where=sa.text("taken < needed AND held = ''"),
-        )
+    op.add_column("comparisons", sa.Column("slice", sa.Text, server_default="", nullable=False))
+    op.add_column("comparisons", sa.Column("mix", sa.Text, server_default="", nullable=False))
+    op.add_column("comparisons", sa.Column("priority", sa.Float, server_default="0", nullable=False))
+    op.add_column("comparisons", sa.Column("shuffle", sa.Float, server_default="0", nullable=False))
+    op.add_column("comparisons", sa.Column("shared", sa.Boolean, server_default=sa.false(), nullable=False))
+    op.add_column("comparisons", sa.Column("gold", sa.JSON(none_as_null=True), nullable=True))
+    op.add_column("comparisons", sa.Column("held", sa.Text, server_default="", nullable=False))
+    op.add_column("comparisons", sa.Column("needed", sa.Integer, server_default="1", nullable=False))
+    op.add_column("comparisons", sa.Column("counted", sa.Integer, server_default="0", nullable=False))
+    op.add_column("comparisons", sa.Column("taken", sa.Integer, server_default="0", nullable=False))
+    op.add_column("comparisons", sa.Column("shown", sa.Integer, server_default="0", nullable=False))
+    op.add_column("comparisons", sa.Column("turned", sa.Integer, server_default="0", nullable=False))
+    op.create_index(
+        "comparisons_gold",
+        "comparisons",
+        ["run", "shuffle"],
+        sqlite_where=sa.text("gold IS NOT NULL"),
+        postgresql_where=sa.text("gold IS NOT NULL"),
+    )
+    op.create_index(
+        "comparisons_held",
+        "comparisons",
+        ["run", "shuffle"],
+        sqlite_where=sa.text("held != ''"),
+        postgresql_where=sa.text("held != ''"),
+    )
+    op.create_index(
+        "comparisons_shared",
+        "comparisons",
+        ["run", "shuffle"],
+        sqlite_where=sa.text("shared"),
+        postgresql_where=sa.text("shared"),
+    )
+    op.create_index(
+        "comparisons_targeted",
+        "comparisons",
+        ["run", "slice", "mix", "priority", "shuffle"],
+        sqlite_where=sa.text("taken < needed AND held = ''"),
+        postgresql_where=sa.text("taken < needed AND held = ''"),
+    )
+    op.create_index(
+        "comparisons_uniform",
+        "comparisons",
+        ["run", "shuffle"],
+        sqlite_where=sa.text("taken < needed AND held = ''"),
+        postgresql_where=sa.text("taken < needed AND held = ''"),
+    )
 
     with op.batch_alter_table("judgments", table_kwargs={"sqlite_autoincrement": True}) as batch:
         batch.add_column(sa.Column("repeat", sa.Integer, server_default="0", nullable=False))
@@ -206,4 +213,5 @@ def upgrade() -> None:
         batch.create_unique_constraint("judgments_key", ["run", "comparison_id", "annotator", "repeat", "version"])
         batch.create_index("judgments_annotator_index", ["run", "annotator", "number"])
         batch.create_index("judgments_run_index", ["run", "number"])
+        batch.create_index("judgments_task_index", ["task"])
         batch.create_unique_constraint("judgments_nonce", ["nonce"])
