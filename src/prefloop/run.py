@@ -25,12 +25,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from prefloop.data.jsonl import content_id, encode_line, read_jsonl, write_atomic
 from prefloop.types import Json, MetricRow, PrefloopError
 
-__all__ = ["Run", "Ticker", "config_hash", "progress", "write_atomic"]
+__all__ = ["Run", "Ticker", "config_hash", "occupied", "progress", "write_atomic"]
 
 _METRICS, _SAMPLES, _LOCK = "metrics.jsonl", "samples.jsonl", "run.lock"
 _BEGUN = (_METRICS, _SAMPLES, "checkpoints", "checkpoint", "preferences.jsonl", "result.json")
 _OFFERED = ("prefloop.json", "preferences.jsonl", "samples.jsonl")
 _OWN = (_LOCK, "run.json", "config.json", "seconds.json")
+_LOCK_TRIES, _LOCK_PAUSE = 5, 0.05
 _LINE_EVERY = 10.0
 _RATE_OVER = 600.0  # seconds whose rate foretells the time left
 _SECONDS_EVERY = 1.0
@@ -80,15 +81,33 @@ def _dump(value: Json) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
+def occupied(path: Path) -> bool:
+    """Whether a process works in a run folder; no crash leaves it so. Asking takes the folder's lock, together with
+    others who ask, for an instant that `Run.open` waits out."""
+    try:
+        with (path / _LOCK).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def _locked(path: Path) -> BinaryIO:
     file = (path / _LOCK).open("a+b")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    for _ in range(_LOCK_TRIES):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(_LOCK_PAUSE)
+        else:
+            break
+    else:
         file.seek(0)
         owner = file.read().decode() or "unknown"
         file.close()
-        raise PrefloopError(f"{path}: process {owner} works in this run folder; wait for it or stop it.") from None
+        raise PrefloopError(f"{path}: process {owner} works in this run folder; wait for it or stop it.")
     file.truncate(0)
     file.write(str(os.getpid()).encode())
     file.flush()
