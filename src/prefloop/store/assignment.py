@@ -223,7 +223,7 @@ def _unseen(run: str, annotator: str) -> Json:
 
 def _waiting(run: str, annotator: str) -> Json:
     free = (comparisons.c.taken < comparisons.c.needed) & (comparisons.c.held == "")
-    return and_(comparisons.c.run == run, comparisons.c.shuffle > 0, free, _unseen(run, annotator))
+    return and_(comparisons.c.run == run, free, _unseen(run, annotator))
 
 
 def _first(connection: Connection, where: Json, *order: Json) -> str | None:

@@ -153,7 +153,7 @@ def upgrade() -> None:
     op.add_column("comparisons", sa.Column("shuffle", sa.Float, server_default="0", nullable=False))
     op.add_column("comparisons", sa.Column("shared", sa.Boolean, server_default=sa.false(), nullable=False))
     op.add_column("comparisons", sa.Column("gold", sa.JSON(none_as_null=True), nullable=True))
-    op.add_column("comparisons", sa.Column("held", sa.Text, server_default="", nullable=False))
+    op.add_column("comparisons", sa.Column("held", sa.Text, server_default="not offered", nullable=False))
     op.add_column("comparisons", sa.Column("needed", sa.Integer, server_default="1", nullable=False))
     op.add_column("comparisons", sa.Column("counted", sa.Integer, server_default="0", nullable=False))
     op.add_column("comparisons", sa.Column("taken", sa.Integer, server_default="0", nullable=False))
@@ -183,7 +183,7 @@ def upgrade() -> None:
     op.create_index(
         "comparisons_targeted",
         "comparisons",
-        ["run", "slice", "mix", "priority", "shuffle"],
+        ["run", "slice", "mix", sa.text("priority DESC"), "shuffle"],
         sqlite_where=sa.text("taken < needed AND held = ''"),
         postgresql_where=sa.text("taken < needed AND held = ''"),
     )
