@@ -14,7 +14,10 @@ from prefloop.store.clock import Clock
 from prefloop.store.health import WAIT, Health
 from prefloop.store.invites import Invites
 from prefloop.store.labels import Store
+from prefloop.store.overview import Overview
+from prefloop.store.progress import Progress
 from prefloop.store.sessions import Sessions
+from prefloop.web.jobs import Jobs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +32,9 @@ class Workspace:
     desk: Desk
     answers: Answers
     accounts: Accounts
+    progress: Progress
+    overview: Overview
+    jobs: Jobs
     sessions: Sessions
     invites: Invites
     health: Health
@@ -58,6 +64,9 @@ def open_workspace(folder: Path, key: bytes, database: str = "") -> Workspace:
         desk=Desk(engine, clock),
         answers=Answers(engine, clock),
         accounts=Accounts(engine, clock),
+        progress=Progress(engine, clock),
+        overview=Overview(engine, clock),
+        jobs=Jobs(),
         sessions=Sessions(engine, clock),
         invites=Invites(engine, clock),
         health=Health(db.connect(url, wait=WAIT), clock),

@@ -135,7 +135,7 @@ def upgrade() -> None:
     )
     with op.batch_alter_table("tasks") as batch:
         batch.create_index("tasks_leases", ["run", "state", "lease_until"])
-        batch.create_index("tasks_mine", ["run", "annotator", "state", "number"])
+        batch.create_index("tasks_mine", ["run", "annotator", "state", "number", "kind"])
 
     op.create_table(
         "sessions",
