@@ -145,6 +145,44 @@ def chat(
     finish(work, as_json=False)
 
 
+@app.command("serve")
+def serve(
+    host: Annotated[str, typer.Option(metavar="ADDRESS", help="Address to listen on; 0.0.0.0 is all.")] = "127.0.0.1",
+    port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65535, help="Port to listen on.", show_default="the first free one from 8765 on"),
+    ] = None,
+    names: Annotated[
+        list[str] | None,
+        typer.Option("--name", metavar="NAME", help="Host name under which others reach this server; repeatable."),
+    ] = None,
+    tls_certificate: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Certificate chain (PEM), for https.")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(metavar="FILE", help="Private key of the certificate (PEM).")] = None,
+    add_admin: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Make this account an admin with a password, which is asked for. Needed once before other machines"
+            " may reach the server.",
+        ),
+    ] = None,
+    database: Database = "",
+) -> None:
+    """Serve the labeling app for this folder, and print the link to it. Ctrl-C stops it."""
+    password = typer.prompt("Password", hide_input=True, confirmation_prompt=True) if add_admin else ""
+
+    def work() -> Mapping[str, Any]:
+        from prefloop.web import serve as web
+
+        place = web.Place(host=host, port=port, names=names or (), certificate=tls_certificate, private_key=tls_key)
+        web.serve(Path(), database, place, admin=(add_admin, password) if add_admin else None)
+        return {}
+
+    finish(work, as_json=False)
+
+
 @labels.command("export")
 def export_labels(run: RunPath, file: LabelFile, database: Database = "", as_json: AsJson = False) -> None:
     """Write a run's comparisons and judgments as JSONL, and a manifest beside it."""
