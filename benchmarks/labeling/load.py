@@ -8,25 +8,17 @@ percentile is under 100 ms, no acknowledged label is lost or counted twice, and 
 showed last equals the one computed from the raw labels.
 """
 
-import argparse
-import json
 import random
-import re
-import sys
-import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 import httpx
-import numpy as np
-from clients import RUN, Label, Labeler, opened, prepare, serving
+from clients import Label, Labeler, opened
 from sqlalchemy import select
 
 from prefloop.configs.campaign import CampaignConfig
 from prefloop.store import db, tables
-from prefloop.store.figures import Figures
 
 BAR_MS = 100.0
 CONFIG = CampaignConfig(overlap=1, shared_share=0.3, shared_overlap=3, repeat_share=0.025)
