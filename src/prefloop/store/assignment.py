@@ -43,7 +43,8 @@ class PausedError(PrefloopError):
 class Task:
     """One labeler's view of one item. shown[i]: which of the comparison's items stands at place i.
 
-    `kind` (item, gold, shared, repeat, review) and the comparison's ids, checkpoints and samplings are not for the labeler."""
+    `kind` (item, gold, shared, repeat, review) and the comparison's ids, checkpoints and samplings are not for the
+    labeler."""
 
     id: str
     run: str

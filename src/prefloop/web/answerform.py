@@ -21,8 +21,7 @@ _RESERVED = "degjkrtu"  # keys of the page itself
 
 
 def read(form: FormData, config: CampaignConfig, count: int) -> Answer:
-    """What the form of a task with `count` answers says so far. What is missing, or no number where one belongs, is left
-    out."""
+    """What a form about `count` answers says so far. What is missing, or no number where one belongs, is left out."""
     places = range(count)
     axes = {name: value for name in config.axes if (value := _whole(form, f"axis:{name}")) is not None}
     ranks = [_whole(form, f"rank:{place}") for place in places]

@@ -102,7 +102,9 @@ def heatmap(
     return _figure(title, data | {"apart": not same}, legend, ["", *columns], table)
 
 
-def _figure(title: str, data: Json, legend: Sequence[str], head: Sequence[str], rows: Sequence[Sequence[str]]) -> Markup:
+def _figure(
+    title: str, data: Json, legend: Sequence[str], head: Sequence[str], rows: Sequence[Sequence[str]]
+) -> Markup:
     numbers = json.dumps(data, allow_nan=False, separators=(",", ":"))
     given = {"title": title, "data": numbers, "legend": legend, "coloured": data["kind"] != "heatmap"}
     return fragment("chart.html", **given, head=head, rows=rows, frame=_frame_address())

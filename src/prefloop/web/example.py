@@ -159,8 +159,8 @@ _EXAMPLES = (
         slice="facts",
         turns=["Explain to a ten-year-old what inflation is."],
         answers=[
-            "Imagine that an ice cream costs 1 euro this year and 1.10 next year, and the same happens with bread, shoes"
-            " and bus tickets. Your euro still looks the same, but it buys less. That slow rise of nearly all prices is"
+            "Imagine that an ice cream costs 1 euro this year and 1.10 next year, and the same happens with bread,"
+            " shoes and bus tickets. Your euro still looks the same, but it buys less. That slow rise of nearly all prices is"
             " called inflation.",
             "Inflation is when things get more expensive over time. If you have 10 coins and a toy costs 10 coins, you"
             " can buy it. If next year the toy costs 12 coins, your 10 coins aren't enough any more, even though you"
@@ -178,8 +178,8 @@ _EXAMPLES = (
         ],
         answers=[
             "Then stay with the trains: **Sintra** (40 minutes, palaces in the hills), **Cascais** (40 minutes, coast"
-            " and cliffs) and **Setúbal** (an hour, seafood and boats) all work without a car. Go to Sintra on a weekday"
-            " and early, it gets crowded.",
+            " and cliffs) and **Setúbal** (an hour, seafood and boats) all work without a car. Go to Sintra on a"
+            " weekday and early, it gets crowded.",
             "The nicest day trip is along the coast by car: rent one at the airport, drive south to Sesimbra, then on"
             " to the beaches of Comporta. You can also see museums in Lisbon itself if it rains.",
         ],
@@ -188,12 +188,12 @@ _EXAMPLES = (
         slice="chat",
         turns=[
             "Give me a name for a bakery.",
-            "How about \"Crumb & Co.\"?",
+            'How about "Crumb & Co."?',
             "Too common. Something with the sea in it, it's on an island.",
         ],
         answers=[
-            "\"Salt & Tide\", \"The Drift Loaf\", or \"Seventh Wave Bakery\" if you want something that people remember.",
-            "\"Harbour Crust\". It says island and bread in two words, and it is easy to put on a sign.",
+            '"Salt & Tide", "The Drift Loaf", or "Seventh Wave Bakery" if you want something that people remember.',
+            '"Harbour Crust". It says island and bread in two words, and it is easy to put on a sign.',
         ],
         mix="hard",
     ),
@@ -213,7 +213,7 @@ _EXAMPLES = (
         answers=[
             "Take the opposite: no six in four rolls has the chance $(5/6)^4 \\approx 0.482$, so at least one six has"
             " $1 - 0.482 \\approx 0.518$, a little more than half.",
-            "Each roll has the chance $1/6$, and there are four of them, so it is $4 \\cdot 1/6 = 2/3 \\approx 67\\,\\%$.",
+            "Each roll has the chance $1/6$, and there are four of them, so it is $4 \\cdot 1/6 = 2/3$.",
         ],
     ),
     _Example(
@@ -268,9 +268,11 @@ _EXAMPLES = (
     ),
     _Example(
         slice="writing",
-        turns=["Summarise in one sentence: The council met for three hours on Tuesday. It heard from residents who"
-               " oppose the new car park, and from shop owners who want it. No vote was taken; the mayor promised a"
-               " decision by June."],
+        turns=[
+            "Summarise in one sentence: The council met for three hours on Tuesday. It heard from residents who"
+            " oppose the new car park, and from shop owners who want it. No vote was taken; the mayor promised a"
+            " decision by June."
+        ],
         answers=[
             "After three hours of hearing residents against and shop owners for the new car park, the council put off"
             " its decision, which the mayor promised by June.",
@@ -292,7 +294,7 @@ _EXAMPLES = (
     ),
     _Example(
         slice="languages",
-        turns=["كيف أقول \"شكرا جزيلا\" بالفرنسية؟"],
+        turns=['كيف أقول "شكرا جزيلا" بالفرنسية؟'],
         answers=[
             "تقول: **Merci beaucoup** (تُنطق: ميرسي بوكو).",
             "You say *merci*.",

@@ -19,8 +19,8 @@ _MIX = "Percent of each kind of prompt, such as: hard = 30. They sum to 100; emp
 
 
 class Field(NamedTuple):
-    """One setting. kind: text, long, lines (one entry a line), check, choice, number, share (percent) or mix. note: what
-    it does, where the configuration's own words do not fit a form."""
+    """One setting. kind: text, long, lines (one entry a line), check, choice, number, share (percent) or mix. note: in
+    place of the configuration's own words, where they do not fit a form."""
 
     name: str
     label: str

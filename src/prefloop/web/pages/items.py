@@ -13,7 +13,7 @@ from starlette.routing import Route
 
 from prefloop.configs.campaign import STRENGTHS
 from prefloop.store.answers import AnswerError
-from prefloop.store.campaigns import Campaign, MissingError
+from prefloop.store.campaigns import Campaign
 from prefloop.store.overview import PAGE, STATES, Filter, ItemRow
 from prefloop.types import CANT_JUDGE, Json, PrefloopError
 from prefloop.web import answerform, render

@@ -117,7 +117,7 @@ def _relative(folder: Path, path: Path) -> str:
 
 
 def _name_for(request: Request, run: str) -> str:
-    """runs/quickstart/collect -> runs/quickstart/label, whose labels `prefloop run` takes up; else a name of its own."""
+    """runs/NAME/collect -> runs/NAME/label, whose labels `prefloop run` takes up; where that is taken, another name."""
     taken = [known.run for known in workspace(request).store.runs()]
     return sources.free_name(str(Path(run).parent / "label"), taken)
 
