@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from sqlalchemy import Connection, Engine, RowMapping, insert, select, update
 
 from prefloop.configs.campaign import STRENGTHS, CampaignConfig
 from prefloop.store import audit, db
-from prefloop.store.assignment import Task, read_task
+from prefloop.store.assignment import Task, read_task, review_task
 from prefloop.store.campaigns import Campaign
 from prefloop.store.clock import Clock
 from prefloop.store.tables import comparisons, judgments, strata, tasks
@@ -78,6 +79,23 @@ class Answers:
             last = select(judgments.c.task).where(mine, stands).order_by(judgments.c.number.desc()).limit(1)
             id_ = connection.execute(last).scalar()
             return None if id_ is None else self._withdraw(connection, id_, annotator)
+
+        return db.retried(self._engine, work)
+
+    def review(self, campaign: Campaign, comparison_id: str, reviewer: str, answer: Answer, *, nonce: str) -> Receipt:
+        """A reviewer's own label of an item that they chose, having seen those of others; `answer` is by item.
+
+        It counts where the item wants labels still, and is `extra` where not; a second one is a new version. The log
+        says that it is a review. Raises MissingError and PrefloopError as `submit` does."""
+
+        def work(connection: Connection) -> Receipt:
+            now = self._clock()
+            task_id = review_task(connection, campaign, reviewer, comparison_id, now)
+            placed = _placed(answer, read_task(connection, task_id, reviewer).shown)
+            receipt = self._submit(connection, task_id, reviewer, placed, nonce)
+            content = {"run": campaign.run, "comparison": comparison_id, "judgment": receipt.judgment}
+            audit.append(connection, at=now, actor=reviewer, kind="review", content=content)
+            return receipt
 
         return db.retried(self._engine, work)
 
@@ -278,6 +296,22 @@ def _unranked(config: CampaignConfig, count: int, answer: Answer) -> Iterator[tu
         yield "ranks", f"Rank all {count} answers, please."
     elif not config.ties and len(set(answer.ranks)) < count:
         yield "ranks", "This campaign has no ties: give each answer a rank of its own."
+
+
+def _placed(answer: Answer, shown: Sequence[int]) -> Answer:
+    """An answer by item as one by the places where the items stood."""
+    sign = 1 if shown[0] == 0 else -1
+
+    def moved(values: Sequence[Any]) -> Sequence[Any]:
+        return [values[item] for item in shown] if len(values) == len(shown) else values
+
+    return replace(
+        answer,
+        axes={name: sign * value for name, value in answer.axes.items()},
+        ranks=moved(answer.ranks),
+        ratings=moved(answer.ratings),
+        checks={name: moved(met) for name, met in answer.checks.items()},
+    )
 
 
 def _dense(ranks: Sequence[int]) -> tuple[int, ...]:

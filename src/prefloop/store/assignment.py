@@ -43,7 +43,8 @@ class PausedError(PrefloopError):
 class Task:
     """One labeler's view of one item. shown[i]: which of the comparison's items stands at place i.
 
-    `kind` (item, gold, shared, repeat) and the comparison's ids, checkpoints and samplings are not for the labeler."""
+    `kind` (item, gold, shared, repeat, review) and the comparison's ids, checkpoints and samplings are not for the
+    labeler."""
 
     id: str
     run: str
@@ -186,6 +187,30 @@ def read_task(connection: Connection, id_: str, annotator: str, *, lock: bool = 
         lease_until=row["lease_until"],
         draft=row["draft"],
     )
+
+
+def review_task(connection: Connection, campaign: Campaign, reviewer: str, comparison_id: str, now: float) -> str:
+    """The reviewer's task of an item that they chose themselves: one that they had, else a new one, which nobody hands
+    out and no lease holds. It is under the campaign's version of now. Raises MissingError where there is no such item,
+    and PrefloopError for one whose answer is known."""
+    run, state = campaign.run, {"campaign_version": campaign.version, "kind": "review"}
+    item = connection.execute(select(comparisons.c.size, comparisons.c.gold).where(_item(run, comparison_id))).first()
+    if item is None:
+        raise MissingError("This campaign has no such item.")
+    if item.gold is not None:
+        raise PrefloopError("The answer of this item is known; a gold item needs no label of a reviewer's.")
+    mine = (tasks.c.run == run) & (tasks.c.annotator == reviewer) & (tasks.c.comparison_id == comparison_id)
+    if known := connection.execute(select(tasks.c.id).where(mine, tasks.c.repeat == 0).with_for_update()).scalar():
+        connection.execute(update(tasks).where(tasks.c.id == known).values(state))
+        return str(known)
+    imported = (judgments.c.run == run) & (judgments.c.comparison_id == comparison_id)
+    if connection.execute(select(judgments.c.number).where(imported, judgments.c.annotator == reviewer)).first():
+        raise PrefloopError(f"A label of {reviewer} was imported for this item; it stays as it is.")
+    id_ = secrets.token_urlsafe(16)
+    key = {"id": id_, "run": run, "comparison_id": comparison_id, "annotator": reviewer}
+    facts = {"shown": list(range(item.size)), "uniform": False, "state": "done", "opened": now, "lease_until": now}
+    connection.execute(insert(tasks).values({**key, **facts, **state}))
+    return id_
 
 
 def _item(run: str, comparison_id: Json) -> Json:

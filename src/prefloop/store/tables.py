@@ -147,7 +147,7 @@ tasks = Table(
     Column("comparison_id", Text, nullable=False),
     Column("annotator", Text, ForeignKey("annotators.name", name="tasks_annotator"), nullable=False),
     Column("repeat", Integer, nullable=False, server_default="0"),
-    Column("kind", Text, nullable=False),  # item, gold, shared (of the calibration round) or repeat
+    Column("kind", Text, nullable=False),  # item, gold, shared (of the calibration round), repeat or review
     Column("campaign_version", Integer, nullable=False),
     Column("shown", JSON, nullable=False),  # shown[i]: which item stands at place i
     Column("uniform", Boolean, nullable=False),

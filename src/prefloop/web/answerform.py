@@ -11,9 +11,8 @@ from collections.abc import Mapping, Sequence
 
 from starlette.datastructures import FormData
 
-from prefloop.configs.campaign import STRENGTHS
+from prefloop.configs.campaign import STRENGTHS, CampaignConfig
 from prefloop.store.answers import Answer
-from prefloop.store.assignment import Task
 from prefloop.types import CANT_JUDGE, Json
 
 UNRANKED = -1
@@ -21,9 +20,9 @@ UNRATED = 0
 _RESERVED = "degjkrtu"  # keys of the page itself
 
 
-def read(form: FormData, task: Task) -> Answer:
-    """What the form says so far. What is missing, or no number where one belongs, is left out."""
-    config, places = task.config, range(len(task.shown))
+def read(form: FormData, config: CampaignConfig, count: int) -> Answer:
+    """What a form about `count` answers says so far. What is missing, or no number where one belongs, is left out."""
+    places = range(count)
     axes = {name: value for name in config.axes if (value := _whole(form, f"axis:{name}")) is not None}
     ranks = [_whole(form, f"rank:{place}") for place in places]
     ratings = [_whole(form, f"rating:{place}") for place in places]

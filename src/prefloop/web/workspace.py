@@ -11,8 +11,13 @@ from prefloop.store.answers import Answers
 from prefloop.store.assignment import Desk, seen_until
 from prefloop.store.campaigns import Campaigns
 from prefloop.store.clock import Clock
+from prefloop.store.health import WAIT, Health
+from prefloop.store.invites import Invites
 from prefloop.store.labels import Store
+from prefloop.store.overview import Overview
 from prefloop.store.progress import Progress
+from prefloop.store.sessions import Sessions
+from prefloop.web.jobs import Jobs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,11 +33,27 @@ class Workspace:
     answers: Answers
     accounts: Accounts
     progress: Progress
+    overview: Overview
+    jobs: Jobs
+    sessions: Sessions
+    invites: Invites
+    health: Health
+
+    def close(self) -> None:
+        """Close all connections."""
+        self.store.close()
+        self.health.close()
+
+
+def database_of(folder: Path, database: str) -> str:
+    """The URL of a workspace's database: the one that was given, or prefloop.db in its folder."""
+    return database or f"sqlite:///{folder / 'prefloop.db'}"
 
 
 def open_workspace(folder: Path, key: bytes, database: str = "") -> Workspace:
     """Everything over one database (empty: prefloop.db in `folder`). Raises PrefloopError as `db.connect` does."""
-    engine = db.connect(database or f"sqlite:///{folder / 'prefloop.db'}")
+    url = database_of(folder, database)
+    engine = db.connect(url)
     clock = Clock(seen_until(engine))
     return Workspace(
         folder=folder,
@@ -44,4 +65,9 @@ def open_workspace(folder: Path, key: bytes, database: str = "") -> Workspace:
         answers=Answers(engine, clock),
         accounts=Accounts(engine, clock),
         progress=Progress(engine, clock),
+        overview=Overview(engine, clock),
+        jobs=Jobs(),
+        sessions=Sessions(engine, clock),
+        invites=Invites(engine, clock),
+        health=Health(db.connect(url, wait=WAIT), clock),
     )

@@ -88,7 +88,7 @@ def submit(request: Request) -> Response:
     """Keep an answer, then on to the next task."""
     work, task, name = workspace(request), _task(request), request.state.account.name
     form: FormData = request.state.form
-    answer, nonce = answerform.read(form, task), str(form.get("nonce", ""))
+    answer, nonce = answerform.read(form, task.config, len(task.shown)), str(form.get("nonce", ""))
     problems, confirm = _unready(request, task, form, answer)
     if not problems:
         try:
@@ -109,7 +109,7 @@ def submit(request: Request) -> Response:
 def draft(request: Request) -> Response:
     """Keep what the form says so far."""
     task = _task(request)
-    answer = answerform.read(request.state.form, task)
+    answer = answerform.read(request.state.form, task.config, len(task.shown))
     workspace(request).desk.save_draft(task.id, request.state.account.name, to_json(answer))
     return Response(status_code=204)
 
