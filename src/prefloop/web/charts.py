@@ -61,13 +61,13 @@ def line(
     """Lines over a common axis. x_name: what x counts, such as "step". reference: a level to compare with."""
     thinned = [_thin(one) for one in series]
     data = {"kind": "line", "x": x, "y": y, "reference": reference, "log": log, "series": [_line(s) for s in thinned]}
+    band = any(one.low for one in thinned)
     rows = [
-        [str(number), _text(at, x), _text(value, y), *([_text(low, y), _text(high, y)] if one.low else [])]
+        [str(number), _text(at, x), *(_text(value, y) for value in cells), *([""] * (2 * band + 1 - len(cells)))]
         for number, one in enumerate(thinned, 1)
-        for at, value, low, high in zip(one.x, one.y, one.low or one.y, one.high or one.y, strict=True)
+        for at, *cells in zip(one.x, one.y, *((one.low, one.high) if one.low else ()), strict=True)
     ]
-    band = ["low", "high"] if any(one.low for one in thinned) else []
-    head = ["line", "time (UTC)" if x == "time" else x_name or "x", "value", *band]
+    head = ["line", "time (UTC)" if x == "time" else x_name or "x", "value", *(["low", "high"] if band else [])]
     return _figure(title, data, [one.name for one in series], head, rows)
 
 
