@@ -90,13 +90,14 @@ class Accounts:
         """The account whose name and password these are, if any; an unknown name takes as long as a wrong password.
 
         Raises TooManyTriesError where the account or the address has to wait (see store/backoff.py)."""
-        with db.transaction(self._engine, write=True) as connection:
-            wait = backoff.charge(connection, name, address, self._clock())
-            kept = connection.execute(select(accounts.c.password).where(_named(name))).scalar()
-        if wait > 0:
-            raise TooManyTriesError(wait)
-        if not passwords.matches(kept, password):
-            return None
+        with passwords.queue():
+            with db.transaction(self._engine, write=True) as connection:
+                wait = backoff.charge(connection, name, address, self._clock())
+                kept = connection.execute(select(accounts.c.password).where(_named(name))).scalar()
+            if wait > 0:
+                raise TooManyTriesError(wait)
+            if not passwords.matches(kept, password):
+                return None
         with db.transaction(self._engine, write=True) as connection:
             backoff.succeeded(connection, name, address)
             if kept is not None and passwords.outdated(kept):

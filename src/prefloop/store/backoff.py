@@ -51,7 +51,7 @@ def succeeded(connection: Connection, account: str, address: str) -> None:
 def _wait(kind: Literal["account", "address"], row: RowMapping | None, now: float) -> float:
     if row is None or row["count"] < FREE[kind]:
         return 0.0
-    asked = min(2.0 ** min(row["count"] - FREE[kind], 30), LONGEST)
+    asked: float = min(2.0 ** min(row["count"] - FREE[kind], 30), LONGEST)
     left: float = row["last"] + asked - now
     return min(left, asked)  # where a clock was set back, no more than was asked
 

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 from alembic import command
@@ -85,6 +86,14 @@ def connect(url: str = "", *, wait: float = _WAIT_SECONDS) -> Engine:
         engine.dispose()
         raise
     return engine
+
+
+def file_of(url: str) -> Path | None:
+    """The file of an SQLite database; None for others, and for one in memory."""
+    parsed = _parse(url)
+    if parsed.get_backend_name() != "sqlite" or parsed.database in (None, "", ":memory:"):
+        return None
+    return Path(str(parsed.database))
 
 
 class DatabaseError(PrefloopError):

@@ -35,6 +35,10 @@ class Health:
                 self._asked = self._clock()
             return self._reason
 
+    def close(self) -> None:
+        """Close its connections."""
+        self._engine.dispose()
+
     def _check(self) -> str:
         if self._engine.dialect.name == "sqlite":
             free = shutil.disk_usage(Path(self._engine.url.database or "").absolute().parent).free

@@ -178,7 +178,8 @@ def _count(connection: Connection, run: str, judged: Mapping[str, int]) -> None:
     where = (table.c.run == run) & (table.c.id == bindparam("b_id"))
     more = {name: table.c[name] + bindparam("b_more") for name in ("counted", "taken")}
     rows = [{"b_id": id_, "b_more": count} for id_, count in judged.items()]
-    connection.execute(update(table).where(where).values(more), rows)
+    if rows:
+        connection.execute(update(table).where(where).values(more), rows)
 
 
 def _comparison(row: RowMapping) -> Comparison:

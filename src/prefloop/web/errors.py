@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from prefloop.store.accounts import TooManyTriesError
 from prefloop.store.campaigns import MissingError
 from prefloop.store.db import DatabaseError
+from prefloop.store.passwords import BusyError
 from prefloop.types import PrefloopError
 from prefloop.web import templating
 
@@ -56,6 +57,8 @@ def answer(request: Request, error: Exception) -> Response:
             status, text, headers = error.status_code, error.detail, dict(error.headers or {})
         case TooManyTriesError():
             status, text, headers = 429, str(error), {"retry-after": error.seconds}
+        case BusyError():
+            status, text, headers = 503, str(error), {"retry-after": "3"}
         case MissingError():
             status, text = 404, str(error)
         case DatabaseError():

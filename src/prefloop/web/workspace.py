@@ -39,10 +39,20 @@ class Workspace:
     invites: Invites
     health: Health
 
+    def close(self) -> None:
+        """Close all connections."""
+        self.store.close()
+        self.health.close()
+
+
+def database_of(folder: Path, database: str) -> str:
+    """The URL of a workspace's database: the one that was given, or prefloop.db in its folder."""
+    return database or f"sqlite:///{folder / 'prefloop.db'}"
+
 
 def open_workspace(folder: Path, key: bytes, database: str = "") -> Workspace:
     """Everything over one database (empty: prefloop.db in `folder`). Raises PrefloopError as `db.connect` does."""
-    url = database or f"sqlite:///{folder / 'prefloop.db'}"
+    url = database_of(folder, database)
     engine = db.connect(url)
     clock = Clock(seen_until(engine))
     return Workspace(
