@@ -22,7 +22,7 @@ def data(figure: str) -> Any:
 
 def cells(figure: str) -> list[list[str]]:
     rows = re.findall(r"<tr>(.*?)</tr>", figure, re.DOTALL)
-    return [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.DOTALL) for row in rows]
+    return [re.findall(r"<t[hd][^>]*>(?:<bdi>)?(.*?)(?:</bdi>)?</t[hd]>", row, re.DOTALL) for row in rows]
 
 
 def words(value: Any) -> set[str]:

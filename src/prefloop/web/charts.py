@@ -28,6 +28,7 @@ from starlette.routing import Route
 
 from prefloop.types import Json
 from prefloop.web.templating import fragment, page, static
+from prefloop.web.visible import plain
 
 Unit = Literal["number", "share", "signed", "time"]
 """number: as it is. share: 0 to 1, shown in percent. signed: -1 to 1, such as alpha. time: seconds since 1970."""
@@ -67,7 +68,7 @@ def line(
         for number, one in enumerate(thinned, 1)
         for at, *cells in zip(one.x, one.y, *((one.low, one.high) if one.low else ()), strict=True)
     ]
-    head = ["line", "time (UTC)" if x == "time" else x_name or "x", "value", *(["low", "high"] if band else [])]
+    head = ["line", "time (UTC)" if x == "time" else plain(x_name or "x"), "value", *(["low", "high"] if band else [])]
     return _figure(title, data, [one.name for one in series], head, rows)
 
 
@@ -85,7 +86,7 @@ def bars(
     ends = {"low": _plain(low), "high": _plain(high)} if low else {}
     data = {"kind": "bars", "y": unit, "reference": reference, "values": _plain(values), **ends}
     rows = [
-        [str(number), name, *(_text(value, unit) for value in cells)]
+        [str(number), plain(name), *(_text(value, unit) for value in cells)]
         for number, (name, *cells) in enumerate(zip(names, values, *((low, high) if low else ()), strict=True), 1)
     ]
     return _figure(title, data, names, ["number", "name", "value", *(["low", "high"] if low else [])], rows)
@@ -98,8 +99,8 @@ def heatmap(
     data = {"kind": "heatmap", "y": unit, "values": [_plain(row) for row in values]}
     same = list(rows) == list(columns)
     legend = rows if same else [*(f"row: {name}" for name in rows), *(f"column: {name}" for name in columns)]
-    table = [[name, *(_text(value, unit) for value in cells)] for name, cells in zip(rows, values, strict=True)]
-    return _figure(title, data | {"apart": not same}, legend, ["", *columns], table)
+    table = [[plain(name), *(_text(value, unit) for value in cells)] for name, cells in zip(rows, values, strict=True)]
+    return _figure(title, data | {"apart": not same}, legend, ["", *map(plain, columns)], table)
 
 
 def _figure(
