@@ -14,12 +14,12 @@ from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from prefloop.types import Json
-from prefloop.web import render
+from prefloop.web import code, render, visible
 from prefloop.web.workspace import Workspace
 
 _HERE = Path(__file__).parent
 _FILES = {path.name: path.read_bytes() for path in sorted((_HERE / "static").iterdir())}
-_FILES["highlight.css"] = render.highlight_css().encode()
+_FILES["highlight.css"] = code.highlight_css().encode()
 _HASHES = {name: hashlib.sha256(content).hexdigest()[:16] for name, content in _FILES.items()}
 
 
@@ -94,4 +94,4 @@ _templates = jinja2.Environment(
 )
 _templates.globals.update(static=static)
 _templates.filters.update(duration=_duration, percent=_percent, moment=_moment, bytes=_bytes)
-_templates.filters.update(markdown=render.markdown, plain=render.plain, folded=render.folded)
+_templates.filters.update(markdown=render.markdown, plain=visible.plain, folded=render.folded)
