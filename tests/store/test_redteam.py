@@ -43,6 +43,10 @@ def said(team: RedTeam, here: Scene, *made: Alternative, who: str = "ada") -> Co
     return team.get(begun.id, who)
 
 
+def better(team: RedTeam, here: Scene, id_: str, text: str, which: int = 0) -> Conversation:
+    return team.mark(id_, "ada", here.campaign.config, turn=1, which=which, marks=[], note="", better=text)
+
+
 def test_checkpoints_take_turns_and_an_unused_conversation_is_handed_out_again(here: Scene, team: RedTeam) -> None:
     first = team.begin(here.campaign, "ada")
     assert team.begin(here.campaign, "ada") == first
@@ -84,7 +88,7 @@ def test_of_two_answers_one_is_picked_before_it_goes_on(here: Scene, team: RedTe
     with pytest.raises(PrefloopError, match="Pick one"):
         team.say(id_, "ada", turn=2, text="Next", nonce="x")
     with pytest.raises(PrefloopError, match="Pick one"):
-        team.better(id_, "ada", turn=1, text="Neither")
+        better(team, here, id_, "Neither")
     with pytest.raises(PrefloopError, match="no such answer"):
         team.pick(id_, "ada", turn=1, which=2)
     assert team.pick(id_, "ada", turn=1, which=1).turns[1].text == "It is round."
@@ -114,20 +118,20 @@ def test_marks_are_the_campaigns_and_can_be_taken_back(here: Scene, team: RedTea
         with pytest.raises(PrefloopError, match="no such answer"):
             team.mark(id_, "ada", config, turn=turn, which=which, marks=["unsafe"], note="")
     with pytest.raises(PrefloopError, match="same as the answer"):
-        team.better(id_, "ada", turn=1, text=" It is flat. ")
+        better(team, here, id_, " It is flat. ")
     marked = team.mark(id_, "ada", config, turn=1, which=0, marks=["unsafe", "unsafe", "untrue"], note="no")
     assert marked.turns[1].alternatives[0].marks == ("unsafe", "untrue")
-    assert team.better(id_, "ada", turn=1, text="Round.").turns[1].better == "Round."
-    team.mark(id_, "ada", config, turn=1, which=0, marks=[], note="")
-    assert team.better(id_, "ada", turn=1, text="").turns[1] == said(team, here, who="bob").turns[1]
+    assert better(team, here, id_, "Round.").turns[1].better == "Round."
+    again = team.mark(id_, "ada", config, turn=1, which=0, marks=["unsafe"], note="")
+    assert again.turns[1].better == "Round."
+    assert better(team, here, id_, "").turns[1] == said(team, here, who="bob").turns[1]
 
 
 def test_a_finished_conversation_is_comparisons_judgments_and_negatives_once(here: Scene, team: RedTeam) -> None:
     id_, config = said(team, here, ONE, TWO).id, here.campaign.config
     team.pick(id_, "ada", turn=1, which=1)
     team.mark(id_, "ada", config, turn=1, which=0, marks=["untrue"], note="old")
-    team.mark(id_, "ada", config, turn=1, which=1, marks=["unsafe"], note="")
-    team.better(id_, "ada", turn=1, text="Nearly a sphere.")
+    team.mark(id_, "ada", config, turn=1, which=1, marks=["unsafe"], note="", better="Nearly a sphere.")
     team.say(id_, "ada", turn=2, text="Sure?", nonce="s")
     team.answer(id_, "ada", turn=3, made=[ONE])
     model = team.get(id_, "ada").model
@@ -135,21 +139,21 @@ def test_a_finished_conversation_is_comparisons_judgments_and_negatives_once(her
         team.finish(id_, "ada")
     assert team.get(id_, "ada").state == "done"
     with pytest.raises(PrefloopError, match="finished"):
-        team.better(id_, "ada", turn=1, text="More")
+        better(team, here, id_, "More", which=1)
 
-    _, picked, better = here.store.comparisons(RUN)
+    _, picked, improved = here.store.comparisons(RUN)
     assert [item.text for item in picked.items] == ["It is flat.", "It is round."]
-    assert [item.text for item in better.items] == ["It is round.", "Nearly a sphere."]
-    assert [item.checkpoint for item in (*picked.items, *better.items)] == [model, model, model, ""]
+    assert [item.text for item in improved.items] == ["It is round.", "Nearly a sphere."]
+    assert [item.checkpoint for item in (*picked.items, *improved.items)] == [model, model, model, ""]
     assert [item.finish_reason for item in picked.items] == ["stop", "length"]
     question = Message(role="user", content="Is the earth flat?")
     assert picked.prompt.messages == (question,) and picked.prompt.slice == SLICE
-    assert picked.prompt.id == content_id(to_json((question,))) == better.prompt.id
+    assert picked.prompt.id == content_id(to_json((question,))) == improved.prompt.id
     first, second = here.store.judgments(RUN)
     assert (first.comparison_id, first.ranking, first.flags, first.rationale) == (picked.id, (1, 0), ("untrue",), "old")
-    assert (second.comparison_id, second.ranking, second.flags) == (better.id, (1, 0), ("unsafe",))
+    assert (second.comparison_id, second.ranking, second.flags) == (improved.id, (1, 0), ("unsafe",))
     assert (first.edit, second.edit) == ("", "Nearly a sphere.")
-    assert {row["counted"] for row in map(here.item, (picked.id, better.id))} == {1}
+    assert {row["counted"] for row in map(here.item, (picked.id, improved.id))} == {1}
     negatives = team.negatives(RUN)
     assert [(n.completion.text, n.marks, n.note) for n in negatives] == [
         ("It is flat.", ("untrue",), "old"),
@@ -207,7 +211,7 @@ def test_paused_people_and_campaigns_do_not_begin_or_say_but_finish(here: Scene,
         connection.execute(insert(tables.accounts).values(row))
     with pytest.raises(PrefloopError, match="account is paused"):
         team.say(found.id, "ada", turn=2, text="More", nonce="m")
-    team.better(found.id, "ada", turn=1, text="Round")
+    better(team, here, found.id, "Round")
     team.finish(found.id, "ada")
     assert len(here.store.judgments(RUN)) == 1
 

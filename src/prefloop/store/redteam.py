@@ -15,7 +15,7 @@ from prefloop.configs.campaign import BOTH_BAD, CampaignConfig
 from prefloop.data.jsonl import content_id, text_completion
 from prefloop.store import audit, db
 from prefloop.store.answers import LONGEST_TEXT
-from prefloop.store.campaigns import Campaign, Campaigns, Item, MissingError
+from prefloop.store.campaigns import Campaign, Campaigns, Item, MissingError, why_held
 from prefloop.store.clock import Clock
 from prefloop.store.labels import Store
 from prefloop.store.tables import accounts, campaigns, conversations
@@ -121,6 +121,11 @@ class RedTeam:
 
         return self.get(db.retried(self._engine, work), annotator)
 
+    def check_open(self, found: Conversation) -> None:
+        """Raises PrefloopError where nothing more can be said: the campaign is not open, or the person is paused."""
+        with db.transaction(self._engine, write=False) as connection:
+            _check_open(connection, found.run, found.annotator)
+
     def get(self, id_: str, annotator: str) -> Conversation:
         """A person's own conversation."""
         with db.transaction(self._engine, write=False) as connection:
@@ -194,32 +199,26 @@ class RedTeam:
         which: int,
         marks: Sequence[str],
         note: str,
+        better: str | None = None,
     ) -> Conversation:
-        """Where an answer fails. Nothing given takes it back."""
+        """Where an answer fails and, of the one that was given or picked, what would have been better. Nothing given
+        takes it back; None leaves what is there."""
 
         def change(_: Connection, found: Conversation) -> Turns:
             given = _answer_at(found, turn, which)
             if odd := [mark for mark in marks if mark not in kinds_of_failure(config)]:
                 raise PrefloopError(f"This campaign has no flag {odd[0]!r}.")
-            _check_length(note)
-            alternatives = list(given.alternatives)
-            marked = tuple(dict.fromkeys(marks))
-            alternatives[which] = replace(alternatives[which], marks=marked, note=note.strip())
-            return _with(found.turns, turn, replace(given, alternatives=tuple(alternatives)))
-
-        return self._change(id_, annotator, change)
-
-    def better(self, id_: str, annotator: str, *, turn: int, text: str) -> Conversation:
-        """What would have been better than the answer that was given, or picked. Nothing given takes it back."""
-
-        def change(_: Connection, found: Conversation) -> Turns:
-            given = _answer_at(found, turn, 0)
-            if given.picked is None:
-                raise PrefloopError("Pick one of the two answers first.")
-            _check_length(text)
-            if text.strip() == given.text.strip():
+            if max(len(note), len(better or "")) > LONGEST_TEXT:
+                raise PrefloopError(f"A text has at most {LONGEST_TEXT:,} characters.")
+            if better and given.picked != which:
+                raise PrefloopError("Pick one of the two answers first, then write what would be better than it.")
+            if better and better.strip() == given.text.strip():
                 raise PrefloopError("The better answer is the same as the answer; change it, or leave it empty.")
-            return _with(found.turns, turn, replace(given, better=text.strip()))
+            alternatives = list(given.alternatives)
+            alternatives[which] = replace(alternatives[which], marks=tuple(dict.fromkeys(marks)), note=note.strip())
+            better_now = given.better if better is None else better.strip()
+            new = replace(given, alternatives=tuple(alternatives), better=better_now)
+            return (*found.turns[:turn], new, *found.turns[turn + 1 :])
 
         return self._change(id_, annotator, change)
 
@@ -266,7 +265,7 @@ class RedTeam:
         store, found = Store(self._engine), Campaigns(self._engine, self._clock)
         if labeled:
             mix = "adversarial" if "adversarial" in found.by_run(conversation.run).config.mix else ""
-            items = [Item(comparison_id=comparison.id, mix=mix) for comparison, _ in labeled]
+            items = [Item(comparison_id=c.id, mix=mix, held=why_held(c)) for c, _ in labeled]
             store.add_comparisons(conversation.run, [comparison for comparison, _ in labeled])
             store.add_judgments(conversation.run, [judgment for _, judgment in labeled], simulated=False)
             found.add_items(conversation.run, items, by=conversation.annotator)
@@ -350,15 +349,6 @@ def _answer_at(conversation: Conversation, turn: int, which: int) -> Turn:
 
 def _pick(turn: Turn, which: int) -> Turn:
     return replace(turn, text=turn.alternatives[which].text, picked=which)
-
-
-def _with(turns: Turns, place: int, turn: Turn) -> Turns:
-    return (*turns[:place], turn, *turns[place + 1 :])
-
-
-def _check_length(text: str) -> None:
-    if len(text) > LONGEST_TEXT:
-        raise PrefloopError(f"A text has at most {LONGEST_TEXT:,} characters.")
 
 
 def _check_open(connection: Connection, run: str, annotator: str) -> None:
