@@ -106,9 +106,10 @@ class Partners:
     def close(self) -> None:
         """End all processes."""
         with self._lock:
-            for partner in self._partners.values():
-                partner.close()
+            ended = list(self._partners.values())
             self._partners.clear()
+        for partner in ended:
+            partner.close()
 
     def _settle(self, key: str, problem: str) -> None:
         with self._lock:
