@@ -22,7 +22,7 @@ class Limits:
     secure: bool = False  # served by TLS
     anonymous_body: int = 64 * 1024
     body: int = 2 * 2**20
-    uploads: tuple[str, ...] = ()  # paths that take files
+    uploads: tuple[str, ...] = ("/import", "/new")  # where files come in
     upload: int = 512 * 2**20  # from reviewers and admins
     patience: float = 10.0  # seconds for a body to begin, and beyond its size at a slow line's pace
     session_rate: tuple[float, float] = (30.0, 300.0)

@@ -8,6 +8,7 @@ import errno
 import ipaddress
 import os
 import socket
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,9 +148,10 @@ def _add_admin(accounts: Accounts, name: str, password: str) -> None:
 
 
 def _keep_to_ourselves(folder: Path, database: str) -> None:
-    """Files that are made from here on are for this user alone."""
+    """Files that are made from here on are for this user alone, and uploads on the workspace's disk, not in memory."""
     os.umask(0o077)
     folder.mkdir(parents=True, exist_ok=True)
+    tempfile.tempdir = str(folder.absolute())
     keep_private(database_of(folder, database))
 
 
@@ -183,7 +185,5 @@ def _greeting(workspace: Workspace, place: Place, port: int) -> str:
     first = f"prefloop serves {workspace.folder.absolute()} at {address} (Ctrl-C stops it)."
     if place.local:
         return f"{first}\nOpen {address}/start/{workspace.invites.start()}\nThis link works once."
-    lines = [first, f"Sign in at {address}/login"]
-    if place.certificate is None:
-        lines.append("Without TLS, passwords and labels can be read on their way: see --tls-certificate.")
-    return "\n".join(lines)
+    warning = "" if place.certificate else "\nWithout TLS, passwords and labels can be read on their way: see --help."
+    return f"{first}{warning}\nSign in at {address}/login"
