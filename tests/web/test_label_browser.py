@@ -606,6 +606,7 @@ def test_all_works_without_scripts(stage: Stage, size: int) -> None:
 
 
 LONG = "\n\n".join(f"Paragraph {n} of an answer that goes on. `code_without_any_space_{'x' * 80}`" for n in range(40))
+LONG = f"```python\nprint({'9' * 200!r})\n```\n\n| a | b |\n|---|---|\n| {'c' * 90} | {'d' * 90} |\n\n$$x^2$$\n\n{LONG}"
 
 
 def practice(stage: Stage) -> Site:
