@@ -148,7 +148,7 @@ def _export(work: Workspace, campaign: Campaign, kind: str) -> str:
         with TemporaryDirectory(dir=work.folder, prefix=".export-") as whole:
             manifest = exchange.export(work.store, campaign.run, Path(whole) / "data", kind, key=work.key)
             _zip(Path(whole), path)
-    return f"{path.name}: {manifest['comparisons']:,} items with {manifest['judgments']:,} labels."
+    return f"{path.name}: {manifest['comparisons']:,} items with {manifest['labels']:,} labels."
 
 
 def _zip(folder: Path, path: Path) -> None:
