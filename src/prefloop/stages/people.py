@@ -12,7 +12,7 @@ from prefloop.configs.campaign import CampaignConfig
 from prefloop.run import progress
 from prefloop.store import db
 from prefloop.store.assignment import seen_until
-from prefloop.store.campaigns import Campaigns, Item, MissingError
+from prefloop.store.campaigns import Campaigns, Item, MissingError, why_held
 from prefloop.store.clock import Clock
 from prefloop.store.labels import Store
 from prefloop.store.standing import Standing, standing
@@ -49,7 +49,8 @@ def ask(database: str, run: str, comparisons: Sequence[Comparison], config: Camp
             campaigns.by_run(run)
         except MissingError:
             campaigns.create(run, config, by="prefloop")
-        campaigns.add_items(run, [Item(comparison_id=c.id) for c in comparisons], by="prefloop")
+        items = [Item(comparison_id=c.id, held=why_held(c)) for c in comparisons]
+        campaigns.add_items(run, items, by="prefloop")
         found = standing(engine, run)
         if not _done(found):
             print(_invitation(found, database), file=sys.stderr, flush=True)

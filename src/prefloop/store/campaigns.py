@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from sqlalchemy import Connection, Engine, RowMapping, bindparam, case, func, insert, select, update
 
 from prefloop.configs.campaign import CampaignConfig
+from prefloop.data.identity import names_a_model
 from prefloop.store import audit, db
 from prefloop.store.clock import Clock
 from prefloop.store.tables import NOT_OFFERED, campaign_versions, campaigns, comparisons, strata
-from prefloop.types import Json, PrefloopError
+from prefloop.types import Comparison, Json, PrefloopError
 
 STATES = ("open", "paused", "closed")
 _MANY = 1_000_000  # labels wanted of a gold item: every labeler may see it
@@ -44,6 +45,13 @@ class Item:
     priority: float = 0.0
     gold: Mapping[str, Json] | None = field(default=None)
     held: str = ""
+
+
+def why_held(comparison: Comparison) -> str:
+    """Why an item must not be handed out: an answer names a model, so that it would not be judged blind. Else empty."""
+    names = sorted({item.checkpoint for item in comparison.items if item.checkpoint})
+    told = next((name for item in comparison.items if (name := names_a_model(item.text, names))), None)
+    return "" if told is None else f"names a model: {told if told.isprintable() else ascii(told)}"
 
 
 class Campaigns:

@@ -72,6 +72,33 @@ def line(
     return _figure(title, data, [one.name for one in series], head, rows)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Panel:
+    """Lines with an axis of their own. reference: a level to compare with."""
+
+    series: Sequence[Series]
+    y: Unit = "number"
+    reference: float | None = None
+
+
+def panels(title: str, shown: Sequence[Panel], *, x_name: str, mark: float | None = None) -> Markup:
+    """Panels one below the other over a common axis, which counts `x_name`; what lies after `mark` is set off."""
+    data = {
+        "kind": "panels",
+        "x": "number",
+        "y": "number",
+        "mark": mark,
+        "panels": [{"y": p.y, "reference": p.reference, "series": [_line(_thin(s)) for s in p.series]} for p in shown],
+    }
+    lines = [(one, panel.y) for panel in shown for one in panel.series]
+    rows = [
+        [str(number), _text(at, "number"), _text(value, unit)]
+        for number, (one, unit) in enumerate(lines, 1)
+        for at, value in zip(one.x, one.y, strict=True)
+    ]
+    return _figure(title, data, [one.name for one, _ in lines], ["line", x_name, "value"], rows)
+
+
 def bars(
     title: str,
     names: Sequence[str],

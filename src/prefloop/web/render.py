@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from itertools import accumulate
 
@@ -51,33 +51,34 @@ _NOTE = Markup('<p class="note">Shown as plain text: too long or too tangled for
 
 def markdown(text: str) -> Markup:
     """The text as HTML. What is too long or too tangled for Markdown shows as plain text in chunks, and says so."""
-    return cleaned("".join(html for _, html in _blocks(text)))
+    blocks, safe = _blocks(text)
+    return safe("".join(html for _, html in blocks))
 
 
 def folded(text: str) -> tuple[Markup, Markup]:
     """The same in two parts, cut between blocks: about the first 3,000 characters, and the rest to unfold. The rest is
     empty where it would be short."""
-    blocks = _blocks(text)
+    blocks, safe = _blocks(text)
     sizes = [size for size, _ in blocks]
     cut = max(1, sum(total <= _HEAD for total in accumulate(sizes)))
     if sum(sizes[cut:]) < _HEAD // 2:
         cut = len(blocks)
     head, rest = ("".join(html for _, html in part) for part in (blocks[:cut], blocks[cut:]))
-    return cleaned(head), cleaned(rest)
+    return safe(head), safe(rest)
 
 
 class _TangledError(Exception):
     """Markdown would take too long, or drop part of the text."""
 
 
-def _blocks(text: str) -> list[tuple[int, str]]:
-    """The top-level blocks: about how many characters they show, and their HTML, not cleaned yet."""
+def _blocks(text: str) -> tuple[list[tuple[int, str]], Callable[[str], Markup]]:
+    """The top-level blocks, each about how many characters it shows and its HTML, and what makes that safe to show."""
     if len(text) <= _MOST_CHARACTERS and text.count("\n") <= _MOST_LINES and oddities(text) <= _MOST_ODD:
         try:
-            return list(_rendered(text))
+            return list(_rendered(text)), cleaned
         except _TangledError:
             pass
-    return list(_chunks(text))
+    return list(_chunks(text)), Markup
 
 
 def _rendered(text: str) -> Iterator[tuple[int, str]]:
@@ -93,6 +94,7 @@ def _rendered(text: str) -> Iterator[tuple[int, str]]:
 
 
 def _chunks(text: str) -> Iterator[tuple[int, str]]:
+    """Escaped; cleaning so much would take too long."""
     text = spelled(text)
     note, start = _NOTE, 0
     while start < len(text):
@@ -229,7 +231,7 @@ def _link_close(_: RendererProtocol, tokens: Sequence[Token], index: int, option
     label = "".join(token.content for token in tokens[opening + 1 : index])
     if not label.strip():  # a link without a name cannot be read aloud
         return Markup("{}</a>").format(_address(attributes, "href"))
-    if label == attributes["href"] and "title" not in attributes:
+    if label in (attributes["href"], str(attributes["href"]).removeprefix("mailto:")) and "title" not in attributes:
         return "</a>"
     return Markup('</a> <span class="address">({})</span>').format(_address(attributes, "href"))
 

@@ -16,8 +16,10 @@ from prefloop.store.invites import Invites
 from prefloop.store.labels import Store
 from prefloop.store.overview import Overview
 from prefloop.store.progress import Progress
+from prefloop.store.redteam import RedTeam
 from prefloop.store.sessions import Sessions
 from prefloop.web.jobs import Jobs
+from prefloop.web.partners import Partners
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,9 +40,12 @@ class Workspace:
     sessions: Sessions
     invites: Invites
     health: Health
+    red_team: RedTeam
+    partners: Partners
 
     def close(self) -> None:
-        """Close all connections."""
+        """End all processes, close all connections."""
+        self.partners.close()
         self.store.close()
         self.health.close()
 
@@ -70,4 +75,6 @@ def open_workspace(folder: Path, key: bytes, database: str = "") -> Workspace:
         sessions=Sessions(engine, clock),
         invites=Invites(engine, clock),
         health=Health(db.connect(url, wait=WAIT), clock),
+        red_team=RedTeam(engine, clock),
+        partners=Partners(folder),
     )

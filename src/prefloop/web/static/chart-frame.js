@@ -1,15 +1,15 @@
 // Draws what the page around this frame sends: numbers, and words of the lists below; anything else is not drawn.
 "use strict";
 (() => {
-  const KINDS = ["line", "bars", "heatmap"];
+  const KINDS = ["line", "bars", "heatmap", "panels"];
   const UNITS = ["number", "share", "signed", "time"];
   const DASHES = ["solid", "dash", "dot", "dashdot", "longdash", "longdashdot", "solid", "dash"];
   const LIGHT = {
-    ink: "#1a1e27", soft: "#535b6b", line: "#d5d9e1", low: "#eef0f4",
+    ink: "#1a1e27", soft: "#535b6b", line: "#d5d9e1", low: "#eef0f4", bad: "#a3242c",
     colors: ["#2f4fc9", "#b0560a", "#146c3a", "#8a2f8f", "#0b7285", "#a3242c", "#6b5b00", "#535b6b"],
   };
   const DARK = {
-    ink: "#e8eaf0", soft: "#aab1c0", line: "#363c49", low: "#242832",
+    ink: "#e8eaf0", soft: "#aab1c0", line: "#363c49", low: "#242832", bad: "#ff9aa0",
     colors: ["#93a8ff", "#f0a35e", "#7fd6a2", "#dd9be0", "#6fd0de", "#ff9aa0", "#d9c75b", "#aab1c0"],
   };
   const dark = matchMedia("(prefers-color-scheme: dark)");
@@ -59,6 +59,35 @@
     return [traces, { xaxis: axis(look, data.x), yaxis: y, shapes: level(look, data.reference), annotations }];
   }
 
+  // Panels below one another, over one axis; each has an axis of its own for y.
+  function panels(look) {
+    const known = data.panels.filter((panel) => UNITS.includes(panel.y));
+    const layout = { shapes: [] };
+    const traces = [];
+    const height = 1 / known.length, gap = 0.05;
+    known.forEach((panel, i) => {
+      const yaxis = i ? `y${i + 1}` : "y";
+      const top = 1 - i * height, bottom = 1 - (i + 1) * height;
+      layout[`yaxis${i ? i + 1 : ""}`] = { ...axis(look, panel.y), domain: [bottom + (i + 1 < known.length ? gap : 0), top], nticks: 5 };
+      layout.shapes.push(...level(look, panel.reference).map((line) => ({ ...line, yref: yaxis })));
+      for (const one of panel.series) {
+        const number = traces.length;
+        const color = look.colors[number % 8], x = along(one.x, "number"), y = numbers(one.y);
+        const mode = x.length < 40 ? "lines+markers" : "lines";
+        const trace = { x, y, yaxis, type: "scatter", mode, name: String(number + 1), marker: { size: 5, color } };
+        traces.push({ ...trace, line: { color, width: 2, dash: DASHES[number % 8] } });
+      }
+    });
+    layout.xaxis = { ...axis(look, "number"), anchor: known.length > 1 ? `y${known.length}` : "y" };
+    layout.annotations = traces.filter((one) => one.x.length).map((one) => ({ ...ends(one), yref: one.yaxis }));
+    if (number(data.mark) !== null) {
+      const last = Math.max(...traces.flatMap((trace) => trace.x));
+      const after = { type: "rect", yref: "paper", y0: 0, y1: 1, x0: data.mark, x1: last, fillcolor: look.bad, opacity: 0.14, line: { width: 0 } };
+      layout.shapes.push({ ...after, layer: "below" });
+    }
+    return [traces, layout];
+  }
+
   // The number of a line at its last point.
   function ends(trace) {
     const last = trace.y.findLastIndex((v) => v !== null);
@@ -102,7 +131,7 @@
   function draw() {
     if (!data || !KINDS.includes(data.kind) || !UNITS.includes(data.y)) return;
     const look = dark.matches ? DARK : LIGHT;
-    const [traces, layout] = { line: lines, bars, heatmap }[data.kind](look);
+    const [traces, layout] = { line: lines, bars, heatmap, panels }[data.kind](look);
     const whole = {
       ...layout, showlegend: false, margin: { l: 48, r: 16, t: 12, b: 36 }, paper_bgcolor: "rgba(0,0,0,0)",
       plot_bgcolor: "rgba(0,0,0,0)", font: { color: look.ink, size: 12, family: "system-ui, sans-serif" },
