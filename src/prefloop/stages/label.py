@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from prefloop.annotators.simulated import Annotator, judge
 from prefloop.configs.collect import LabelConfig
 from prefloop.data.jsonl import read_jsonl, read_preferences, write_jsonl
 from prefloop.data.pairing import comparison_id, pair_completions
-from prefloop.ops.statistics import krippendorff_alpha
+from prefloop.ops.agreement import krippendorff_alpha, percent_agreement, tally
 from prefloop.rewards.rubric import rubric
 from prefloop.run import Run, progress
 from prefloop.store.labels import open_store
@@ -50,7 +50,7 @@ def run(config: LabelConfig) -> Mapping[str, Any]:
             {
                 "comparisons": len(comparisons),
                 "judgments": len(judgments),
-                **agreement(comparisons, judgments),
+                **agreement(judgments),
                 "annotators": _accuracies(comparisons, judgments, scores),
                 "simulated": all(preference.simulated for preference in preferences),
             }
@@ -114,22 +114,13 @@ def first_wins(judgment: Judgment) -> float:
     return 0.5 if a == b else float(a < b)
 
 
-def agreement(comparisons: Sequence[Comparison], judgments: Sequence[Judgment]) -> dict[str, float | None]:
-    """Mean share of annotator pairs that agree, and Krippendorff's nominal alpha; null with a single annotator, and
-    alpha also where all chose the same, which leaves it undefined."""
-    names = sorted({j.annotator for j in judgments})
-    votes = {(j.annotator, j.comparison_id): first_wins(j) for j in judgments}
-    same = [
-        votes[a, c.id] == votes[b, c.id]
-        for a, b in itertools.combinations(names, 2)
-        for c in comparisons
-        if (a, c.id) in votes and (b, c.id) in votes
-    ]
-    if not same:
-        return {"agreement": None, "krippendorff_alpha": None}
-    ratings = [[votes.get((name, c.id)) for c in comparisons] for name in names]
-    alpha = krippendorff_alpha(ratings, level="nominal")
-    return {"agreement": sum(same) / len(same), "krippendorff_alpha": None if math.isnan(alpha) else alpha}
+def agreement(judgments: Sequence[Judgment]) -> dict[str, float | None]:
+    """Share of pairs of labels of one comparison that agree on the better item, or on a tie, and Krippendorff's nominal
+    alpha; null where no comparison has two labels, and alpha also where all chose the same: it is undefined then."""
+    table = tally([j.comparison_id for j in judgments], np.sign([first_wins(j) - 0.5 for j in judgments]))
+    found = {"agreement": percent_agreement(table, resamples=0)}
+    found["krippendorff_alpha"] = krippendorff_alpha(table, resamples=0)
+    return {name: None if figure.reason else figure.value for name, figure in found.items()}
 
 
 def _accuracies(
