@@ -26,7 +26,8 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from prefloop.data.jsonl import read_jsonl, write_atomic
+from prefloop.data.jsonl import write_atomic
+from prefloop.data.rows import read_jsonl
 from prefloop.evals.winrate import SliceRate, outcome
 from prefloop.ops.statistics import cluster_bootstrap, win_rate
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from prefloop.data.jsonl import read_jsonl
+from prefloop.data.rows import read_jsonl
 from prefloop.evals.report import EVALUATED, heldout_pair, last_third_kl, online_stage
 from prefloop.evals.reward_model import HeldoutPair, measure
 from prefloop.evals.winrate import summarize

@@ -25,7 +25,8 @@ import tomli_w
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from prefloop.data.jsonl import read_jsonl, write_atomic
+from prefloop.data.jsonl import write_atomic
+from prefloop.data.rows import read_jsonl
 from prefloop.evals.report import last_third_kl
 
 matplotlib.use("Agg")

@@ -11,6 +11,7 @@ only where that holds. Without --database it is SQLite's turn.
 import argparse
 import json
 import random
+import signal
 import sys
 import tempfile
 import threading
@@ -49,13 +50,9 @@ class Work:
         """Label until the server is gone, or nothing is left."""
         me = Labeler(address, self.name, self.token, campaign)
         try:
-            to: str | None = None
-            if self.unsure is not None:
-                to = self._sent(self.unsure, me.send(self.unsure))
-            to = to or me.next()
+            to = (self._send(me, self.unsure) if self.unsure else None) or me.next()
             while to is not None:
-                self.unsure = None
-                to = self._labelled(me, to)
+                to = self._send(me, me.read(to, self.rng))
         except httpx.TransportError:
             pass
         except Exception as error:
@@ -63,15 +60,9 @@ class Work:
         finally:
             me.http.close()
 
-    def _labelled(self, me: Labeler, to: str) -> str | None:
-        page = me.http.get(to, headers={"accept": "text/html"})
-        page.raise_for_status()
-        side = self.rng.choice([-4, -3, -2, -1, 1, 2, 3, 4])
-        label = Label(self.name, to.removeprefix("/t/"), side, f"{self.rng.getrandbits(128):032x}")
+    def _send(self, me: Labeler, label: Label) -> str | None:
         self.unsure = label
-        return self._sent(label, me.send(label))
-
-    def _sent(self, label: Label, to: str | None) -> str | None:
+        to = me.send(label)
         self.acked.append(label)
         self.unsure = None
         return to
@@ -79,13 +70,13 @@ class Work:
 
 def round_(folder: Path, database: str, campaign: str, everyone: list[Work], rng: random.Random) -> None:
     """One life of the server, cut short."""
-    server = Server(folder, database)
+    server = Server(folder, database, forked=True)
     server.wait()
     threads = [threading.Thread(target=work.go, args=(server.address, campaign)) for work in everyone]
     for thread in threads:
         thread.start()
-    time.sleep(rng.uniform(0.05, 0.6))
-    server.kill()
+    time.sleep(rng.uniform(0.02, 0.5))
+    server.end(signal.SIGKILL)
     for thread in threads:
         thread.join()
     if failed := [work.failed for work in everyone if work.failed]:

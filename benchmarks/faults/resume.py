@@ -30,7 +30,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from prefloop.data.jsonl import read_jsonl, write_jsonl
+from prefloop.data.jsonl import write_jsonl
+from prefloop.data.rows import read_jsonl
 from prefloop.models.checkpoint import MANIFEST, TRAINING, latest_checkpoint
 
 POINTS = ("sft", "rollout", "save", "any")

@@ -1,9 +1,8 @@
 """A server of our own on this machine, and labelers that use it as a page's script does."""
 
+import multiprocessing
 import os
 import random
-import re
-import secrets
 import signal
 import socket
 import subprocess
@@ -74,38 +73,56 @@ def opened(folder: Path, database: str) -> Workspace:
 
 
 class Server:
-    """`prefloop serve` in a workspace, at a port of its own."""
+    """`prefloop serve` in a workspace, at a port of its own. `forked`: from a process that has imported everything, so
+    that it starts in no time; else by the command."""
 
-    def __init__(self, folder: Path, database: str) -> None:
+    def __init__(self, folder: Path, database: str, *, forked: bool = False) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         self.address = f"http://127.0.0.1:{self.port}"
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "prefloop", "serve", "--port", str(self.port)]
-        command += ["--database", database] if database else []
-        with (folder / "server.log").open("ab") as log:
-            self.process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
         self._log = folder / "server.log"
+        if forked:
+            child = _FORKS.Process(target=_serve, args=(folder, database, self.port), daemon=True)
+            child.start()
+            self.pid, self._alive, self._join = child.pid or 0, child.is_alive, child.join
+        else:
+            environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
+            command = [sys.executable, "-m", "prefloop", "serve", "--port", str(self.port)]
+            command += ["--database", database] if database else []
+            with self._log.open("ab") as log:
+                process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
+            self.pid, self._alive, self._join = process.pid, lambda: process.poll() is None, process.wait
 
     def wait(self) -> None:
         """Until it answers."""
         until = time.monotonic() + PATIENCE
-        while time.monotonic() < until and self.process.poll() is None:
+        while time.monotonic() < until and self._alive():
             try:
-                if httpx.get(f"{self.address}/health", timeout=5).status_code == 200:
+                if httpx.get(f"{self.address}/health", timeout=5, verify=False).status_code == 200:
                     return
             except httpx.TransportError:
                 time.sleep(0.01)
         raise SystemExit(f"The server did not start; see {self._log}: {self._log.read_text()[-500:]}")
 
-    def kill(self) -> None:
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait()
+    def end(self, how: signal.Signals = signal.SIGINT) -> None:
+        """Stop it; by SIGKILL without a word."""
+        if self._alive():
+            os.kill(self.pid, how)
+        self._join(timeout=PATIENCE)
 
-    def stop(self) -> None:
-        self.process.send_signal(signal.SIGINT)
-        self.process.wait(timeout=PATIENCE)
+
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(["prefloop.web.serve"])
+
+
+def _serve(folder: Path, database: str, port: int) -> None:
+    from prefloop.web.serve import Place, serve
+
+    log = os.open(folder / "server.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(log, stream)
+    serve(folder, database, Place(port=port))
 
 
 @contextmanager
@@ -115,11 +132,7 @@ def serving(folder: Path, database: str) -> Iterator[Server]:
         server.wait()
         yield server
     finally:
-        if server.process.poll() is None:
-            server.stop()
-
-
-_VERSION = re.compile(r'name="version" value="(\d+)"')
+        server.end()
 
 
 class Labeler:
@@ -127,31 +140,29 @@ class Labeler:
 
     def __init__(self, address: str, name: str, token: str, campaign: str) -> None:
         headers = {"authorization": f"Bearer {token}", "accept": "application/json"}
-        self.http = httpx.Client(base_url=address, headers=headers, timeout=PATIENCE)
+        self.http = httpx.Client(base_url=address, headers=headers, timeout=PATIENCE, verify=False)
         self.name, self.campaign = name, campaign
-        self.asked: list[float] = []
-        """Seconds that the next task took."""
 
     def next(self) -> str | None:
-        """The next task's page, or None where there is nothing left."""
-        began = time.perf_counter()
+        """Address of the next task's page, or None where there is nothing left."""
         response = self.http.post(f"/c/{self.campaign}/next")
-        self.asked.append(time.perf_counter() - began)
-        to = response.headers.get("location") or response.json()["to"]
-        return str(to) if to.startswith("/t/") else None
+        return _task(response.headers.get("location") or response.json()["to"])
 
-    def label(self, to: str, rng: random.Random) -> tuple[Label, str | None]:
-        """Read a task's page and answer it; returns what was acknowledged, and the next task's page."""
-        version = _VERSION.search(self.http.get(to, headers={"accept": "text/html"}).text)
-        assert version is not None, to
+    def read(self, to: str, rng: random.Random) -> Label:
+        """Fetch a task's page, and make up one's mind."""
+        page = self.http.get(to, headers={"accept": "text/html"})
+        page.raise_for_status()
         side = rng.choice([-4, -3, -2, -1, 1, 2, 3, 4])
-        label = Label(self.name, to.removeprefix("/t/"), side, secrets.token_urlsafe(16))
-        return label, self.send(label, version[1])
+        return Label(self.name, to.removeprefix("/t/"), side, f"{rng.getrandbits(128):032x}")
 
-    def send(self, label: Label, version: str = "1") -> str | None:
-        """Answer; may be done again, with the same nonce, where it is unknown what became of it."""
-        form = {"axis:overall": str(label.side), "nonce": label.nonce, "version": version, "seconds": "1.0"}
+    def send(self, label: Label) -> str | None:
+        """Answer, which may be done again where it is unknown what became of it; the next task's page, if any."""
+        form = {"axis:overall": str(label.side), "nonce": label.nonce, "version": "1", "seconds": "1.0"}
         response = self.http.post(f"/t/{label.task}/submit", data=form)
-        response.raise_for_status()
-        to = response.json()["to"]
-        return str(to) if to.startswith("/t/") else None
+        if response.is_error:
+            raise RuntimeError(f"{response.status_code} for {label}: {response.text[:300]}")
+        return _task(response.json()["to"])
+
+
+def _task(to: str) -> str | None:
+    return to if to.startswith("/t/") and not to.endswith("/known") else None

@@ -196,7 +196,7 @@ def run(count: int, heldout: int, model: str, seed: int, out: Path) -> dict[str,
         server.wait()
         label(server.address, campaign, count)
     finally:
-        server.stop()
+        server.end()
     labeled = time.monotonic()
     exported = out / "labeled.jsonl"
     export_preferences(out, exported)

@@ -43,16 +43,15 @@ class Busy(threading.Thread):
     def _work(self) -> None:
         time.sleep(self.rng.uniform(0, 5))
         to = self.me.next()
-        version = self.me.open(to) if to else ""
-        while to is not None and time.monotonic() < self.until:
+        label = self.me.read(to, self.rng) if to else None
+        while label is not None and time.monotonic() < self.until:
             time.sleep(self.rng.uniform(2, 8))
             began = time.perf_counter()
-            label, to = self.me.answer(to, version, self.rng)
+            to = self.me.send(label)
             middle = time.perf_counter()
             self.acked.append(label)
-            if to is not None:
-                version = self.me.open(to)
-                self.waits.append((middle - began, time.perf_counter() - middle))
+            label = self.me.read(to, self.rng) if to else None
+            self.waits.append((middle - began, time.perf_counter() - middle))
 
 
 def watch(address: str, token: str, campaign: str, until: float, seen: list[float]) -> None:

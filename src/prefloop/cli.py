@@ -4,6 +4,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -47,7 +48,6 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on s
 RunPath = Annotated[
     Path, typer.Argument(metavar="RUN", help="Run folder, such as runs/quickstart.", show_default=False)
 ]
-LabelFile = Annotated[Path, typer.Argument(metavar="FILE", help="JSONL of labels.", show_default=False)]
 Database = Annotated[
     str, typer.Option("--database", metavar="URL", help="SQLAlchemy URL; without it prefloop.db in this folder.")
 ]
@@ -184,35 +184,117 @@ def serve(
 
 
 @labels.command("export")
-def export_labels(run: RunPath, file: LabelFile, database: Database = "", as_json: AsJson = False) -> None:
-    """Write a run's comparisons and judgments as JSONL, and a manifest beside it."""
+def export_labels(
+    run: RunPath,
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help=".jsonl, .jsonl.gz, .parquet, .csv, or a folder of `datasets`.")
+    ],
+    format: Annotated[
+        str,
+        typer.Option(
+            help="jsonl, parquet and datasets lose nothing; csv is for spreadsheets; preferences and demonstrations are"
+            " what the stages train on. Without it: by FILE's ending."
+        ),
+    ] = "",
+    pseudonyms: Annotated[
+        Path | None,
+        typer.Option(metavar="KEYFILE", help="Replace names by pseudonyms that depend on this file's bytes."),
+    ] = None,
+    database: Database = "",
+    as_json: AsJson = False,
+) -> None:
+    """Write a run's labels: raw, and for each pair majority, posterior, margin and weight. A manifest goes beside."""
 
     def work() -> Mapping[str, Any]:
-        from prefloop.store import exchange
+        from prefloop.store.exchange import export
         from prefloop.store.labels import open_store
 
+        key = None if pseudonyms is None else _key(pseudonyms)
         with open_store(database) as store:
-            return exchange.export_labels(store, _label_run(run), file)
+            manifest = export(store, _label_run(run, store), file, format, key=key)
+        return {name: manifest[name] for name in ("format", "rows", "comparisons", "labels", "files", "log_head")}
 
     finish(work, as_json)
 
 
 @labels.command("import")
-def import_labels(run: RunPath, file: LabelFile, database: Database = "", as_json: AsJson = False) -> None:
-    """Add the labels of a file to a run; what is there already is left as it is."""
+def import_labels(
+    run: RunPath,
+    file: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE",
+            help=".jsonl, .json, .csv (also .gz), .parquet, a folder that `datasets` saved, or datasets:NAME.",
+        ),
+    ],
+    pairs: Annotated[int, typer.Option(help="Pairs drawn of each prompt's answers.", min=1)] = 1,
+    ways: Annotated[
+        int, typer.Option(help="Answers that are compared at a time; above 2 they are ranked.", min=2, max=9)
+    ] = 2,
+    seed: Annotated[int, typer.Option(help="Seed of the draw.")] = 0,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out rows that do not fit, and count them.")
+    ] = False,
+    database: Database = "",
+    as_json: AsJson = False,
+) -> None:
+    """Add a file's comparisons, with the judgments that it has of them, to a run and to its campaign, if it has one.
+
+    What is there already is left as it is. Layouts: docs/data.md."""
 
     def work() -> Mapping[str, Any]:
-        from prefloop.store import exchange
+        from prefloop.store.campaigns import Campaigns
+        from prefloop.store.clock import Clock
+        from prefloop.store.imports import import_items
         from prefloop.store.labels import open_store
 
         with open_store(database) as store:
-            return {"judgments": exchange.import_labels(store, _label_run(run), file)}
+            campaigns, name = Campaigns(store.engine, Clock()), _label_run(run, store)
+            made = import_items(store, campaigns, name, file, pairs=pairs, ways=ways, seed=seed, skip_bad=skip_bad)
+        return asdict(made)
 
     finish(work, as_json)
 
 
-def _label_run(run: Path) -> str:
-    """The store names labels after the label stage's folder, from the workspace on."""
+@labels.command("verify")
+def verify_labels(database: Database = "", as_json: AsJson = False) -> None:
+    """Go through the audit log and every judgment; fails where something was changed, removed or slipped in."""
+
+    def work() -> Mapping[str, Any]:
+        from prefloop.store.labels import open_store
+
+        with open_store(database) as store:
+            return asdict(store.verify())
+
+    finish(work, as_json)
+
+
+@labels.command("backup")
+def backup_labels(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A new SQLite file.", show_default=False)],
+    database: Database = "",
+    as_json: AsJson = False,
+) -> None:
+    """Copy the label database, as it is at this moment, while others go on working with it."""
+
+    def work() -> Mapping[str, Any]:
+        from prefloop.store.db import backup
+        from prefloop.store.labels import open_store
+
+        with open_store(database) as store:
+            return backup(store.engine, file)
+
+    finish(work, as_json)
+
+
+def _label_run(run: Path, store: Any) -> str:
+    """A run or campaign that is known by this name; else the store names labels after the label stage's folder, from
+    the workspace on."""
+    from prefloop.store.campaigns import Campaigns
+    from prefloop.store.clock import Clock
+
+    if str(run) in {one.run for one in (*store.runs(), *Campaigns(store.engine, Clock()).all())}:
+        return str(run)
     folder = run if run.name == "label" else run / "label"
     return str(folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder)
 
@@ -228,6 +310,16 @@ def _run_stage(path: Path, overrides: list[str], stage: str) -> Mapping[str, Any
     from prefloop.stages.pipeline import run_stage
 
     return run_stage(recipe, stage)
+
+
+def _key(file: Path) -> bytes:
+    try:
+        key = file.read_bytes()
+    except OSError as error:
+        raise PrefloopError(f"{file}: cannot be read ({error.strerror}); give a file of random bytes.") from error
+    if len(key) < 16:
+        raise PrefloopError(f"{file}: a key needs at least 16 bytes; make one: head -c 32 /dev/urandom > {file}")
+    return key
 
 
 def _run_recipe(path: Path, overrides: list[str] | None) -> Mapping[str, Any]:

@@ -22,7 +22,8 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from prefloop.data.jsonl import content_id, encode_line, read_jsonl, write_atomic
+from prefloop.data.jsonl import content_id, encode_line, write_atomic
+from prefloop.data.rows import read_jsonl
 from prefloop.types import Json, MetricRow, PrefloopError
 
 __all__ = ["Run", "Ticker", "config_hash", "occupied", "progress", "write_atomic"]

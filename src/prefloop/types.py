@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
@@ -218,48 +218,79 @@ Record = TypeVar("Record")
 
 def to_json(record: object) -> Json:
     """A record as plain JSON values; empty optional fields stay, so that a reader sees the whole shape."""
-    if record is None or isinstance(record, str | int | float):
+    kind: Any = type(record)
+    if kind in _PLAIN:
         return record
-    if dataclasses.is_dataclass(record) and not isinstance(record, type):
-        return {f.name: to_json(getattr(record, f.name)) for f in dataclasses.fields(record)}
+    if names := _names(kind):
+        return {name: to_json(getattr(record, name)) for name in names}
     if isinstance(record, Mapping):
         return {str(key): to_json(value) for key, value in record.items()}
-    if isinstance(record, Sequence):
-        plain = set(map(type, record)) <= {int, float, str}
-        return list(record) if plain else [to_json(value) for value in record]
+    if isinstance(record, Sequence) and not isinstance(record, str):
+        return list(record) if set(map(type, record)) <= _PLAIN else [to_json(value) for value in record]
     return record
+
+
+_PLAIN = frozenset((int, float, str, bool, type(None)))
+
+
+@functools.cache
+def _names(kind: type) -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(kind)) if dataclasses.is_dataclass(kind) else ()
 
 
 def from_json(kind: type[Record], value: Json, where: str = "record") -> Record:
     """The inverse of `to_json`. Raises PrefloopError naming `where` and the field that is missing, unknown or odd."""
-    made: Record = _read(kind, value, where)
+    hint: Any = kind
+    made: Record = _reader(hint)(value, where)
     return made
 
 
-def _read(kind: Any, value: Json, where: str) -> Any:
+_Reader = Callable[[Json, str], Any]
+
+
+@functools.cache
+def _reader(kind: Any) -> _Reader:
+    """What reads a value of this kind; made once, since type hints are slow to look at."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:
-        return value
+        return lambda value, where: value
     if origin in (types.UnionType, typing.Union):
-        if value is None and type(None) in arguments:
-            return None
-        return _read(next(a for a in arguments if a is not type(None)), value, where)
+        given = _reader(next(a for a in arguments if a is not type(None)))
+        return lambda value, where: None if value is None else given(value, where)
     if origin is Literal:
-        if value not in arguments:
-            raise PrefloopError(f"{where}: {value!r} is not one of {', '.join(map(repr, arguments))}.")
-        return value
+        return lambda value, where: _read_literal(arguments, value, where)
     if origin is tuple:
-        if not isinstance(value, list | tuple):
-            raise PrefloopError(f"{where}: a list is needed, not {type(value).__name__}.")
-        if set(map(type, value)) == {arguments[0]}:  # tokens and log-probs: by far the most of what is read
-            return tuple(value)
-        return tuple(_read(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+        return lambda value, where: _read_tuple(arguments[0], value, where)
     if origin is Mapping:
-        if not isinstance(value, Mapping):
-            raise PrefloopError(f"{where}: an object is needed, not {type(value).__name__}.")
-        return {str(k): _read(arguments[1], v, f"{where}.{k}") for k, v in value.items()}
+        return lambda value, where: _read_mapping(arguments[1], value, where)
     if dataclasses.is_dataclass(kind):
-        return _read_dataclass(kind, value, where)
+        return lambda value, where: _read_dataclass(kind, value, where)
+    return lambda value, where: value if type(value) is kind else _read_plain(kind, value, where)
+
+
+def _read_literal(arguments: Sequence[Any], value: Json, where: str) -> Any:
+    if value not in arguments:
+        raise PrefloopError(f"{where}: {value!r} is not one of {', '.join(map(repr, arguments))}.")
+    return value
+
+
+def _read_tuple(kind: Any, value: Json, where: str) -> Any:
+    if not isinstance(value, list | tuple):
+        raise PrefloopError(f"{where}: a list is needed, not {type(value).__name__}.")
+    if set(map(type, value)) == {kind}:  # tokens and log-probs: by far the most of what is read
+        return tuple(value)
+    read = _reader(kind)
+    return tuple(read(item, f"{where}[{i}]") for i, item in enumerate(value))
+
+
+def _read_mapping(kind: Any, value: Json, where: str) -> Any:
+    if not isinstance(value, Mapping):
+        raise PrefloopError(f"{where}: an object is needed, not {type(value).__name__}.")
+    read = _reader(kind)
+    return {str(k): read(v, f"{where}.{k}") for k, v in value.items()}
+
+
+def _read_plain(kind: Any, value: Json, where: str) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         if abs(value) > 2**53:
             raise PrefloopError(f"{where}: the number is too large.")
@@ -279,14 +310,15 @@ def _read_dataclass(kind: Any, value: Json, where: str) -> Any:
     for name, (_, required) in fields.items():
         if required and name not in value:
             raise PrefloopError(f"{where}: field {name!r} of {kind.__name__} is missing.")
-    return kind(**{n: _read(hint, value[n], f"{where}.{n}") for n, (hint, _) in fields.items() if n in value})
+    return kind(**{n: read(value[n], f"{where}.{n}") for n, (read, _) in fields.items() if n in value})
 
 
 @functools.cache
-def _fields(kind: Any) -> dict[str, tuple[Any, bool]]:
-    """Type and whether it is required, of each field of a record."""
+def _fields(kind: Any) -> dict[str, tuple[_Reader, bool]]:
+    """What reads it and whether it is required, of each field of a record."""
     hints = typing.get_type_hints(kind)
     missing = dataclasses.MISSING
     return {
-        f.name: (hints[f.name], f.default is missing and f.default_factory is missing) for f in dataclasses.fields(kind)
+        f.name: (_reader(hints[f.name]), f.default is missing and f.default_factory is missing)
+        for f in dataclasses.fields(kind)
     }

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from prefloop.data.jsonl import (
     read_demonstrations,
-    read_jsonl,
     read_preferences,
     read_prompts,
     text_completion,
     write_jsonl,
 )
+from prefloop.data.rows import read_jsonl
 from prefloop.types import (
     Completion,
     Demonstration,

@@ -46,7 +46,7 @@ def test_a_second_review_is_a_new_version_and_a_repeated_request_is_not(stage: S
     here = stage(plain(), [comparison("a")])
     review(here, Answer(axes={"overall": 1}))
     review(here, Answer(axes={"overall": 1}))
-    assert len(here.rows()) == 1
+    assert len(here.rows()) == 1 and [row["kind"] for row in here.rows("events")].count("review") == 1
     review(here, Answer(axes={"overall": -1}), nonce="n2")
     assert [(row["version"], row["latest"], row["choice"]) for row in here.rows()] == [(1, False, -1), (2, True, 1)]
     assert here.item("a")["counted"] == 1

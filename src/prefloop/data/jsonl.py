@@ -1,4 +1,4 @@
-"""JSONL in and out: our own records, and the shapes in which others publish prompts, answers and preferences."""
+"""Rows into our records, also from the shapes in which others publish; and records into JSONL."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import logging
 import math
 import os
 import re
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, NoReturn, TypeVar, cast
+from typing import BinaryIO, TypeVar, cast
 
+from prefloop.data.rows import read_rows
 from prefloop.types import (
     Completion,
     Demonstration,
@@ -35,7 +35,7 @@ _Made = TypeVar("_Made")
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
+def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file that takes the place of `path` once it is whole and on disk; after an error `path` is as before."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -46,25 +46,35 @@ def _replacing(path: Path) -> Iterator[BinaryIO]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Put the names in a folder on disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(descriptor)
     finally:
-        os.close(folder)
+        os.close(descriptor)
 
 
 def write_atomic(path: str | Path, text: str | bytes) -> None:
     """Replace `path` by `text` (UTF-8) whole or not at all: temporary name, fsync, rename. Parent folders are made."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _replacing(path) as file:
+    with replacing(path) as file:
         file.write(text.encode() if isinstance(text, str) else text)
 
 
 def encode_line(record: object) -> bytes:
     """One record as a line of JSON. Raises PrefloopError for a number that is not finite."""
+    return encode_json(to_json(record))
+
+
+def encode_json(value: Json) -> bytes:
+    """`encode_line` of what is plain JSON already."""
     try:
-        text = json.dumps(to_json(record), ensure_ascii=False, allow_nan=False)
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
     except ValueError as error:
         raise PrefloopError(f"A record cannot be written as JSON ({error}): find where its number went bad.") from error
     # A lone surrogate is not UTF-8; backslashreplace spells it as the JSON escape that it came from.
@@ -73,51 +83,22 @@ def encode_line(record: object) -> bytes:
 
 def write_jsonl(path: str | Path, records: Iterable[object]) -> int:
     """Write records as lines, whole or not at all (gzip where the name ends in .gz); returns how many."""
+    return write_lines(path, map(encode_line, records))
+
+
+def write_lines(path: str | Path, lines: Iterable[bytes]) -> int:
+    """`write_jsonl` of lines as they are."""
     path, count = Path(path), 0
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _replacing(path) as raw:
+    with replacing(path) as raw:
         zipped = gzip.GzipFile("", "wb", fileobj=raw, mtime=0) if path.suffix == ".gz" else None
         file = cast(BinaryIO, zipped or raw)
-        for record in records:
-            file.write(encode_line(record))
+        for line in lines:
+            file.write(line)
             count += 1
         if zipped:
             zipped.close()
     return count
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
-
-
-def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Json]]]:
-    """Yield (line number from 1, object) of a JSONL file, plain or .gz; blank lines are passed over.
-
-    Raises PrefloopError when the file is missing, unreadable or has no records, and with file:line where a line is
-    not one JSON object."""
-    path, found = Path(path), False
-    if not path.is_file():
-        raise PrefloopError(f"{path}: no such file; check the path.")
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    found = True
-                    yield number, _read_line(line, f"{path}:{number}")
-    except (OSError, EOFError, zlib.error) as error:
-        raise PrefloopError(f"{path}: cannot be read ({error}); fetch or write it again.") from error
-    if not found:
-        raise PrefloopError(f"{path}: the file is empty; it needs one JSON object a line.")
-
-
-def _read_line(line: bytes, where: str) -> dict[str, Json]:
-    try:
-        value = json.loads(line.decode("utf-8-sig"), parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        raise PrefloopError(f"{where}: broken JSON ({error}); mend or remove this line.") from error
-    if not isinstance(value, dict):
-        raise PrefloopError(f"{where}: one JSON object a line is needed, not {type(value).__name__}.")
-    return value
 
 
 def content_id(*parts: Json) -> str:
@@ -131,14 +112,15 @@ def _field(row: Mapping[str, Json], name: str, where: str) -> Json:
     return row[name]
 
 
-def _text(row: Mapping[str, Json], name: str, where: str) -> str:
+def text_field(row: Mapping[str, Json], name: str, where: str) -> str:
+    """A field that must be there and be a string."""
     value = _field(row, name, where)
     if not isinstance(value, str):
         raise PrefloopError(f"{where}: field {name!r} must be a string, not {type(value).__name__}.")
     return value
 
 
-def _messages(value: Json, name: str, where: str) -> tuple[Message, ...]:
+def read_messages(value: Json, name: str, where: str) -> tuple[Message, ...]:
     """A string (one user turn) or a list of {"role", "content"}; other keys of a message are not read."""
     if isinstance(value, str):
         return (Message(role="user", content=value),)
@@ -149,7 +131,7 @@ def _messages(value: Json, name: str, where: str) -> tuple[Message, ...]:
         place = f"{where}: {name}[{index}]"
         if not isinstance(item, Mapping):
             raise PrefloopError(f"{place} must be an object with 'role' and 'content'.")
-        made.append(Message(role=_text(item, "role", place), content=_text(item, "content", place)))
+        made.append(Message(role=text_field(item, "role", place), content=text_field(item, "content", place)))
     return _checked(tuple(made), where)
 
 
@@ -162,7 +144,8 @@ def _checked(messages: tuple[Message, ...], where: str) -> tuple[Message, ...]:
     return messages
 
 
-def _prompt(messages: Sequence[Message], name: str, where: str) -> Prompt:
+def asked(messages: Sequence[Message], name: str, where: str) -> Prompt:
+    """The prompt of an answer that field `name` holds, by content."""
     if not messages:
         raise PrefloopError(f"{where}: field {name!r} holds an answer but no turn before it.")
     return Prompt(id=content_id(to_json(messages)), messages=tuple(messages))
@@ -180,34 +163,35 @@ def _last_answer(messages: Sequence[Message]) -> int:
 
 def _make_prompt(row: dict[str, Json], where: str) -> Prompt:
     name = "prompt" if "prompt" in row and "messages" not in row else "messages"
-    messages = _messages(_field(row, name, where), name, where)
-    asked = messages[:-1] if messages[-1].role == "assistant" else messages
-    ours = "id" in row and (asked == messages or any(field in row for field in ("slice", "split", "checks")))
+    messages = read_messages(_field(row, name, where), name, where)
+    turns = messages[:-1] if messages[-1].role == "assistant" else messages
+    ours = "id" in row and (turns == messages or any(field in row for field in ("slice", "split", "checks")))
     if name == "messages" and ours:
-        return _own_prompt({**row, "messages": row["messages"][: len(asked)]}, where)
-    return _prompt(asked, name, where)
+        return _own_prompt({**row, "messages": row["messages"][: len(turns)]}, where)
+    return asked(turns, name, where)
 
 
-def _make_demonstration(row: dict[str, Json], where: str) -> Demonstration:
+def make_demonstration(row: dict[str, Json], where: str) -> Demonstration:
+    """See `read_demonstrations`."""
     if "messages" in row:
-        messages = _messages(row["messages"], "messages", where)
+        messages = read_messages(row["messages"], "messages", where)
         at = _last_answer(messages)
         if at < 0:
             raise PrefloopError(f"{where}: field 'messages' has no assistant turn to learn from.")
-        prompt, answer = _prompt(messages[:at], "messages", where), messages[at].content
+        prompt, answer = asked(messages[:at], "messages", where), messages[at].content
     elif isinstance(_field(row, "prompt", where), Mapping):
         demonstration = from_json(Demonstration, row, where)
         _checked(demonstration.prompt.messages, where)
         return demonstration
     else:
-        prompt = _prompt(_messages(row["prompt"], "prompt", where), "prompt", where)
-        answer = _text(row, "completion", where)
+        prompt = asked(read_messages(row["prompt"], "prompt", where), "prompt", where)
+        answer = text_field(row, "completion", where)
     return Demonstration(id=content_id(prompt.id, answer), prompt=prompt, completion=answer)
 
 
 def _transcript(row: Mapping[str, Json], name: str, where: str) -> tuple[Message, ...]:
     """`\\n\\nHuman: ...\\n\\nAssistant: ...`, the format of Anthropic's hh-rlhf, as messages."""
-    parts = _TURN.split(_text(row, name, where))
+    parts = _TURN.split(text_field(row, name, where))
     if len(parts) < 3 or parts[0].strip():
         raise PrefloopError(
             f"{where}: field 'prompt' is missing, and {name!r} is neither a list of messages nor a transcript that"
@@ -223,15 +207,16 @@ def _conversation(row: Mapping[str, Json], name: str, where: str) -> tuple[Messa
     """The whole conversation that ends with the answer in field `name`, whatever the shape of the row."""
     value = _field(row, name, where)
     if "prompt" not in row:
-        return _messages(value, name, where) if isinstance(value, list) else _transcript(row, name, where)
-    before = _messages(row["prompt"], "prompt", where)
+        return read_messages(value, name, where) if isinstance(value, list) else _transcript(row, name, where)
+    before = read_messages(row["prompt"], "prompt", where)
     if isinstance(value, str):
         return (*before, Message(role="assistant", content=value))
-    after = _messages(value, name, where)
+    after = read_messages(value, name, where)
     return after if after[: len(before)] == before else before + after
 
 
-def _make_preference(row: dict[str, Json], where: str) -> Preference:
+def make_preference(row: dict[str, Json], where: str) -> Preference:
+    """See `read_preferences`."""
     if "items" in row:
         preference = from_json(Preference, row, where)
         _checked(preference.prompt.messages, where)
@@ -244,7 +229,7 @@ def _make_preference(row: dict[str, Json], where: str) -> Preference:
         raise PrefloopError(f"{where}: 'chosen' and 'rejected' differ before the last turn; they answer other prompts.")
     if chosen == rejected:
         raise PrefloopError(f"{where}: 'chosen' and 'rejected' are the same answer; remove this line.")
-    prompt = _prompt(chosen[:-1], "chosen", where)
+    prompt = asked(chosen[:-1], "chosen", where)
     items = (text_completion(prompt, chosen[-1].content), text_completion(prompt, rejected[-1].content))
     return Preference(prompt=prompt, items=items, target=1.0, group=prompt.id)
 
@@ -261,16 +246,26 @@ def _checked_preference(preference: Preference, where: str) -> Preference:
     return preference
 
 
-def text_completion(prompt: Prompt, text: str) -> Completion:
+def make_completion(row: dict[str, Json], where: str) -> tuple[Prompt, Completion]:
+    """A prompt and one answer to it; what is no record of ours may name in "model" what wrote the answer."""
+    if isinstance(row.get("completion"), Mapping):
+        prompt = _own_prompt(_field(row, "prompt", where), f"{where} prompt")
+        return prompt, from_json(Completion, row["completion"], f"{where} completion")
+    written = make_demonstration(row, where)
+    return written.prompt, text_completion(written.prompt, written.completion, str(row.get("model") or ""))
+
+
+def text_completion(prompt: Prompt, text: str, checkpoint: str = "") -> Completion:
     """An answer known only as text: no segments (it is tokenized when it becomes a tree), ended by itself."""
     return Completion(
-        id=content_id(prompt.id, text),
+        id=content_id(prompt.id, text, *([checkpoint] if checkpoint else [])),
         prompt_id=prompt.id,
         segments=(),
         text=text,
         finish_reason="stop",
         sampling=Sampling(),
         seed=0,
+        checkpoint=checkpoint,
     )
 
 
@@ -279,7 +274,7 @@ def _read_all(
 ) -> list[tuple[int, _Made]]:
     made: list[tuple[int, _Made]] = []
     bad: list[str] = []
-    for number, row in read_jsonl(path):
+    for number, row in read_rows(path):
         try:
             made.append((number, make(row, f"{path}:{number}")))
         except PrefloopError as error:
@@ -294,7 +289,8 @@ def _read_all(
 
 
 def read_prompts(path: str | Path) -> list[Prompt]:
-    """Prompts of a JSONL file, in its order: our records; {"messages"} (a final assistant turn is cut off); {"prompt"}.
+    """Prompts of a file that `rows` reads, in its order: our records; {"messages"} (a final assistant turn is cut off);
+    {"prompt"}.
 
     Foreign rows get an id from their content, so that equal ones are one prompt. Raises PrefloopError with file:line
     and field where a row does not fit, and where two different prompts share an id."""
@@ -307,15 +303,16 @@ def read_prompts(path: str | Path) -> list[Prompt]:
 
 
 def read_demonstrations(path: str | Path) -> list[Demonstration]:
-    """Demonstrations of a JSONL file: our records; {"messages"} (the last assistant turn is the answer, what follows is
-    not read); {"prompt": string or messages, "completion": string}. Raises PrefloopError with file:line and field."""
-    return [demonstration for _, demonstration in _read_all(path, _make_demonstration)]
+    """Demonstrations of a file that `rows` reads: our records; {"messages"} (its last assistant turn answers, what
+    follows is not read); {"prompt": string or messages, "completion": string}. Raises PrefloopError with file:line and
+    field."""
+    return [demonstration for _, demonstration in _read_all(path, make_demonstration)]
 
 
 def read_preferences(path: str | Path, *, skip_bad: bool = False) -> list[Preference]:
-    """Preferences of a JSONL file: our records; {"prompt", "chosen", "rejected"} as strings or messages; "chosen" and
-    "rejected" as message lists with a common prefix, or as Human/Assistant transcripts (Bai et al. 2022).
+    """Preferences of a file that `rows` reads: our records; {"prompt", "chosen", "rejected"} as strings or messages;
+    "chosen" and "rejected" as message lists with a common prefix, or as Human/Assistant transcripts (Bai et al. 2022).
 
     A row that does not fit, answers two contexts or prefers an answer to itself raises PrefloopError with file:line;
     with `skip_bad` such rows are left out and one warning counts them."""
-    return [preference for _, preference in _read_all(path, _make_preference, skip_bad)]
+    return [preference for _, preference in _read_all(path, make_preference, skip_bad)]

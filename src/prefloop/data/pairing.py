@@ -15,6 +15,13 @@ def comparison_id(items: Sequence[Completion]) -> str:
     return content_id(*(item.id for item in items))
 
 
+def first_wins(ranking: Sequence[int] | None, probability: float | None, a: int = 0, b: int = 1) -> float:
+    """How much a judgment prefers item a to item b: 1, 0.5 or 0 by its ranking, else its probability; 0.5 without."""
+    if ranking is None:
+        return 0.5 if probability is None else float(probability)
+    return 0.5 if ranking[a] == ranking[b] else float(ranking[a] < ranking[b])
+
+
 def pair_completions(
     completions_by_prompt: Mapping[str, Sequence[Completion]], prompts: Sequence[Prompt], *, pairs: int, seed: int
 ) -> list[Comparison]:
@@ -29,6 +36,22 @@ def pair_completions(
         chance = random.Random(f"{seed}:{prompt.id}")
         for pair in chance.sample(possible, min(pairs, len(possible))):
             items = tuple(chance.sample(pair, 2))
+            made.append(Comparison(id=comparison_id(items), prompt=prompt, items=items))
+    if not made:
+        raise PrefloopError(_nothing([completions_by_prompt.get(prompt.id, ()) for prompt in prompts]))
+    return made
+
+
+def rank_completions(
+    completions_by_prompt: Mapping[str, Sequence[Completion]], prompts: Sequence[Prompt], *, ways: int, seed: int
+) -> list[Comparison]:
+    """One comparison of up to `ways` answers of each prompt, drawn where there are more, none with another's text (but
+    for space around it); prompts in order. Raises PrefloopError when no prompt has two."""
+    made = []
+    for prompt in prompts:
+        distinct = list({answer.text.strip(): answer for answer in completions_by_prompt.get(prompt.id, ())}.values())
+        items = tuple(random.Random(f"{seed}:{prompt.id}").sample(distinct, min(ways, len(distinct))))
+        if len(items) > 1:
             made.append(Comparison(id=comparison_id(items), prompt=prompt, items=items))
     if not made:
         raise PrefloopError(_nothing([completions_by_prompt.get(prompt.id, ()) for prompt in prompts]))

@@ -1,4 +1,4 @@
-"""Where records come from: the shipped files, a JSONL path, or a run folder."""
+"""Where records come from: the shipped files, whatever `rows` reads, or a run folder."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 
 from prefloop.data.jsonl import read_demonstrations, read_preferences, read_prompts
+from prefloop.data.rows import is_saved
 from prefloop.types import Demonstration, Preference, PrefloopError, Prompt
 
 BUILTIN = "builtin"
@@ -20,13 +21,13 @@ def _opened(source: str | Path, name: str) -> Iterator[Path]:
             yield path
         return
     path = Path(source)
-    if path.is_dir():
+    if path.is_dir() and not is_saved(path):
         raise PrefloopError(f"{path}: this is a folder; give {BUILTIN!r} or a JSONL file such as {name}.")
     yield path
 
 
 def load_prompts(source: str | Path, *, splits: Sequence[str] = ()) -> list[Prompt]:
-    """Prompts of 'builtin' or a JSONL file, in file order, of the given splits (none given: all).
+    """Prompts of 'builtin' or a file, in file order, of the given splits (none given: all).
 
     Raises PrefloopError when nothing is left, naming the splits that the source has."""
     with _opened(source, "prompts.jsonl") as path:
@@ -39,19 +40,19 @@ def load_prompts(source: str | Path, *, splits: Sequence[str] = ()) -> list[Prom
 
 
 def load_demonstrations(source: str | Path) -> list[Demonstration]:
-    """Demonstrations of 'builtin' or a JSONL file, in file order. Raises PrefloopError when there are none."""
+    """Demonstrations of 'builtin' or a file, in file order. Raises PrefloopError when there are none."""
     with _opened(source, "demonstrations.jsonl") as path:
         return read_demonstrations(path)
 
 
 def load_preferences(source: str | Path, *, skip_bad: bool = False) -> list[Preference]:
-    """Preferences of a JSONL file or of a finished label run's folder; `skip_bad` as in `read_preferences`.
+    """Preferences of a file or of a finished label run's folder; `skip_bad` as in `read_preferences`.
 
     Raises PrefloopError when there are none, or the label run has not finished."""
     if str(source) == BUILTIN:
         raise PrefloopError("No preferences are shipped; give a label run's folder or a JSONL file.")
     path = Path(source)
-    if path.is_dir():
+    if path.is_dir() and not is_saved(path):
         if not (path / "result.json").is_file():
             raise PrefloopError(f"{path}: this is no finished label run; run the label stage to its end first.")
         path = path / "preferences.jsonl"

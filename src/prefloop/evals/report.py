@@ -20,7 +20,8 @@ from rich.table import Table
 from rich.text import Text
 
 from prefloop.configs.pipeline import STAGES
-from prefloop.data.jsonl import read_jsonl, write_atomic
+from prefloop.data.jsonl import write_atomic
+from prefloop.data.rows import read_jsonl
 from prefloop.evals.charts import KL_BAND, accuracy_chart, cost_chart, loop_chart, reliability_chart, slice_chart
 from prefloop.evals.reward_model import HeldoutPair, ReliabilityBin, RewardReport, measure
 from prefloop.evals.winrate import SliceRate, outcome, summarize

@@ -11,24 +11,15 @@ from typing import Any
 
 from prefloop.annotators.simulated import Annotator, judge
 from prefloop.configs.collect import LabelConfig
-from prefloop.data.jsonl import content_id, read_jsonl, read_preferences, write_jsonl
-from prefloop.data.pairing import comparison_id, pair_completions
+from prefloop.data.jsonl import content_id, make_completion, read_preferences, write_jsonl
+from prefloop.data.pairing import comparison_id, first_wins, pair_completions
+from prefloop.data.rows import read_rows
 from prefloop.ops.statistics import krippendorff_alpha
 from prefloop.rewards.rubric import rubric
 from prefloop.run import Run, progress
 from prefloop.stages import people
 from prefloop.store.labels import open_store
-from prefloop.types import (
-    Comparison,
-    Completion,
-    Demonstration,
-    Judgment,
-    Preference,
-    PrefloopError,
-    Prompt,
-    Score,
-    from_json,
-)
+from prefloop.types import Comparison, Completion, Demonstration, Judgment, Preference, PrefloopError, Prompt, Score
 
 
 def run(config: LabelConfig) -> Mapping[str, Any]:
@@ -114,16 +105,15 @@ def _refuse_newer_labels(config: LabelConfig, run: Run) -> None:
 
 
 def read_completions(source: str) -> tuple[dict[str, Prompt], dict[str, list[Completion]]]:
-    """Prompts by id and their answers, from a collect run folder or a JSONL of {"prompt", "completion"} lines."""
+    """Prompts by id and their answers, from a collect run folder or a file of {"prompt", "completion"} rows."""
     path = Path(source)
     prompts: dict[str, Prompt] = {}
     answers: dict[str, list[Completion]] = {}
     file = path / "samples.jsonl" if path.is_dir() else path
-    for line, row in read_jsonl(file):
+    for line, row in read_rows(file):
         if "prompt" not in row or "completion" not in row:
             raise PrefloopError(f"{file}:{line}: a line needs the fields 'prompt' and 'completion'.")
-        prompt = from_json(Prompt, row["prompt"], f"{file}:{line} prompt")
-        completion = from_json(Completion, row["completion"], f"{file}:{line} completion")
+        prompt, completion = make_completion(row, f"{file}:{line}")
         prompts[prompt.id] = prompt
         answers.setdefault(prompt.id, []).append(completion)
     return prompts, answers
@@ -145,7 +135,7 @@ def to_preferences(
         if len(comparison.items) > 2:
             made += [Preference(**about, ranking=judgment.ranking, weight=1 / len(mine)) for judgment in mine]
         else:
-            target = sum(map(first_wins, mine)) / len(mine)
+            target = sum(first_wins(vote.ranking, vote.probability) for vote in mine) / len(mine)
             made.append(Preference(**about, target=target, margin=margin(mine) if margins else 0.0))
     return made
 
@@ -153,7 +143,8 @@ def to_preferences(
 def margin(votes: Sequence[Judgment]) -> float:
     """How much better than the other one of two answers is: 1 for strength 4, 2/3, 1/3 and 0 for strength 1 (Llama 2,
     arXiv 2307.09288, table 27), the mean over votes, those for the other answer below 0."""
-    signed = sum((round(2 * first_wins(vote)) - 1) * ((vote.strength or 1) - 1) for vote in votes)
+    sides = (round(2 * first_wins(vote.ranking, vote.probability)) - 1 for vote in votes)
+    signed = sum(side * ((vote.strength or 1) - 1) for side, vote in zip(sides, votes, strict=True))
     return abs(signed) / (3 * len(votes))
 
 
@@ -178,19 +169,11 @@ def _votes(
     return ((comparison, votes[comparison.id]) for comparison in comparisons if comparison.id in votes)
 
 
-def first_wins(judgment: Judgment) -> float:
-    """How much a judgment of two items prefers item 0: 1, 0.5 or 0, or its probability."""
-    if judgment.ranking is None:
-        return 0.5 if judgment.probability is None else judgment.probability
-    a, b = judgment.ranking[:2]
-    return 0.5 if a == b else float(a < b)
-
-
 def agreement(comparisons: Sequence[Comparison], judgments: Sequence[Judgment]) -> dict[str, float | None]:
     """Mean share of annotator pairs that agree, and Krippendorff's nominal alpha; null with a single annotator, and
     alpha also where all chose the same, which leaves it undefined."""
     names = sorted({j.annotator for j in judgments})
-    votes = {(j.annotator, j.comparison_id): first_wins(j) for j in judgments}
+    votes = {(j.annotator, j.comparison_id): first_wins(j.ranking, j.probability) for j in judgments}
     same = [
         votes[a, c.id] == votes[b, c.id]
         for a, b in itertools.combinations(names, 2)
@@ -211,6 +194,6 @@ def _accuracies(
     found: dict[str, list[bool]] = {}
     for judgment in judgments:
         if abs(gold[judgment.comparison_id]) > 1e-9:
-            right = (first_wins(judgment) > 0.5) == (gold[judgment.comparison_id] > 0)
+            right = (first_wins(judgment.ranking, judgment.probability) > 0.5) == (gold[judgment.comparison_id] > 0)
             found.setdefault(judgment.annotator, []).append(right)
     return {name: {"accuracy_vs_rubric": sum(hits) / len(hits), "n": len(hits)} for name, hits in found.items()}

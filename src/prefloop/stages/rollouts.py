@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from prefloop.configs.rollout import KLConfig, RolloutConfig
-from prefloop.data.jsonl import read_jsonl
+from prefloop.data.rows import read_jsonl
 from prefloop.engine.build import compute_dtype, resolve_checkpoint
 from prefloop.engine.local import LocalLearner, LocalScorer
 from prefloop.engine.verbs import Column, Read, Readings

@@ -91,6 +91,8 @@ class Answers:
         def work(connection: Connection) -> Receipt:
             now = self._clock()
             task_id = review_task(connection, campaign, reviewer, comparison_id, now)
+            if before := _kept(connection, task_id, nonce):
+                return before
             placed = _placed(answer, read_task(connection, task_id, reviewer).shown)
             receipt = self._submit(connection, task_id, reviewer, placed, nonce)
             content = {"run": campaign.run, "comparison": comparison_id, "judgment": receipt.judgment}

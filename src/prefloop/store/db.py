@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from sqlalchemy import Connection, Engine, create_engine, event, func, select
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError, StatementError
 
+from prefloop.data.jsonl import sync_folder
 from prefloop.store import audit
 from prefloop.types import PrefloopError
 
@@ -106,13 +108,15 @@ class DatabaseError(PrefloopError):
 
 @contextmanager
 def transaction(engine: Engine, *, write: bool, turns: bool = True) -> Iterator[Connection]:
-    """One transaction, committed on leaving. Writers take turns, across processes too; on PostgreSQL those without
-    `turns` lock only the rows that they change.
+    """One transaction, committed on leaving. Readers see the database as it was at one moment. Writers take turns,
+    across processes too; on PostgreSQL those without `turns` lock only the rows that they change.
 
     Raises DatabaseError for whatever the database refuses."""
     try:
         with engine.connect() as connection:
             connection = connection.execution_options(prefloop_write=write)
+            if not write and engine.dialect.name == "postgresql":
+                connection = connection.execution_options(isolation_level="REPEATABLE READ")
             with connection.begin():
                 if write and turns and engine.dialect.name == "postgresql":
                     connection.execute(select(func.pg_advisory_xact_lock(_WRITER_LOCK)))
@@ -135,6 +139,36 @@ def retried(engine: Engine, work: Callable[[Connection], Made]) -> Made:
             if not (undone and left):
                 raise
     raise AssertionError("unreachable")
+
+
+def backup(engine: Engine, path: Path) -> dict[str, int | str]:
+    """Copy a SQLite database as it is at this moment into a new file, for its owner alone; others go on working.
+
+    Returns {"file", "bytes"}. Raises PrefloopError for PostgreSQL, and where the file is there or cannot be written."""
+    if engine.dialect.name != "sqlite":
+        raise PrefloopError(
+            "PostgreSQL has its own tool for a copy while others work: pg_dump --format=custom --file=FILE DATABASE."
+        )
+    if path.exists():
+        raise PrefloopError(f"{path}: is there already; choose another name.")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL, 0o600))
+        connection = engine.raw_connection()
+        try:
+            connection.cursor().execute("VACUUM INTO ?", (str(temporary),))
+        finally:
+            connection.close()
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_folder(path.parent)
+        return {"file": str(path), "bytes": path.stat().st_size}
+    except (OSError, ValueError, sqlite3.Error) as error:
+        raise PrefloopError(f"{path}: the copy cannot be written ({error}); check the path, and the room.") from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _migrate(engine: Engine) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,6 +11,7 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from sqlalchemy import Connection, Engine, RowMapping, and_, bindparam, func, insert, select, update
+from sqlalchemy.dialects import postgresql, sqlite
 
 from prefloop.store import audit, db, tables
 from prefloop.store.answers import judged_choice
@@ -17,7 +19,9 @@ from prefloop.store.campaigns import recount
 from prefloop.types import CANT_JUDGE, Comparison, Json, Judgment, PrefloopError, from_json, to_json
 
 STANDING = ("counted", "extra")
+STATUSES = (*STANDING, "gold", "repeat", "unjudged")
 _CHUNK = 500
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
 _Item = TypeVar("_Item")
 
 
@@ -28,6 +32,22 @@ class RunLabels:
     run: str
     comparisons: int
     judgments: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Label:
+    """A judgment with what is known of how it came about. `group`: declared, of the annotator. `status`: counted,
+    extra, gold, repeat or unjudged (see `tables`); empty: as the judgment says. Times in seconds, `at` since 1970."""
+
+    judgment: Judgment
+    simulated: bool = False
+    group: str = ""
+    status: str = ""
+    late: bool = False
+    uniform: bool = False
+    campaign_version: int | None = None
+    at: float | None = None
+    server_seconds: float | None = None
 
 
 def open_store(url: str = "") -> Store:
@@ -42,6 +62,11 @@ class Store:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+
+    @property
+    def engine(self) -> Engine:
+        """The database, for what else works on it."""
+        return self._engine
 
     def add_comparisons(self, run: str, comparisons: Sequence[Comparison]) -> int:
         """Add what is not there yet, all or nothing; returns how many were new.
@@ -87,19 +112,24 @@ class Store:
 
         Of two judgments of one comparison by one annotator the first stays. Raises PrefloopError for an unknown
         comparison, a judgment that does not fit its items, or an annotator known as the other of real and simulated."""
+        return self.add_labels(run, [Label(judgment=judgment, simulated=simulated) for judgment in judgments])
+
+    def add_labels(self, run: str, labels: Sequence[Label]) -> int:
+        """`add_judgments`, each with what else is known of it; one of an item shown again is a second one."""
         numbers: list[int] = []
         with db.transaction(self._engine, write=True) as connection:
-            _introduce(connection, {judgment.annotator for judgment in judgments}, simulated)
-            for chunk in _chunks(judgments):
-                ids = [judgment.comparison_id for judgment in chunk]
+            _introduce(connection, labels)
+            for chunk in _chunks(labels):
+                ids = [label.judgment.comparison_id for label in chunk]
                 sizes, done = _sizes(connection, run, ids), _done(connection, run, ids)
                 rows = []
-                for judgment in chunk:
-                    _check(judgment, sizes.get(judgment.comparison_id), run)
-                    key = (judgment.comparison_id, judgment.annotator)
+                for label in chunk:
+                    check_label(label, sizes.get(label.judgment.comparison_id), run)
+                    row = _label_row(run, label)
+                    key = (row["comparison_id"], row["annotator"], row["repeat"])
                     if key not in done:
                         done.add(key)
-                        rows.append(_judgment_row(run, judgment))
+                        rows.append(row)
                 if rows:
                     made = connection.execute(insert(tables.judgments).returning(tables.judgments.c.number), rows)
                     numbers.extend(made.scalars())
@@ -164,13 +194,24 @@ def _row(run: str, comparison: Comparison) -> dict[str, object]:
     if size < 2:
         raise PrefloopError(f"Comparison {comparison.id} has {size} items; a comparison needs at least two.")
     content = {"prompt": to_json(comparison.prompt), "items": to_json(comparison.items)}
-    return {"run": run, "id": comparison.id, "size": size, "slice": comparison.prompt.slice} | content
+    id_, slice_ = storable(comparison.id, "Comparison"), storable(comparison.prompt.slice, "Slice")
+    return {"run": run, "id": id_, "size": size, "slice": slice_} | content
 
 
-def _judgment_row(run: str, judgment: Judgment) -> dict[str, Json]:
-    key = {"run": run, "comparison_id": judgment.comparison_id, "annotator": judgment.annotator}
-    status = "unjudged" if CANT_JUDGE in judgment.flags else "counted"
-    return {**key, "status": status, "choice": judged_choice(judgment), "content": to_json(judgment)}
+def _label_row(run: str, label: Label) -> dict[str, Json]:
+    judgment = label.judgment
+    facts = {name: getattr(label, name) for name in ("late", "uniform", "campaign_version", "at", "server_seconds")}
+    status = label.status or ("unjudged" if CANT_JUDGE in judgment.flags else "counted")
+    return {
+        "run": run,
+        "comparison_id": judgment.comparison_id,
+        "annotator": judgment.annotator,
+        "repeat": int(status == "repeat"),
+        "status": status,
+        "choice": judged_choice(judgment),
+        "content": to_json(judgment),
+        **facts,
+    }
 
 
 def _count(connection: Connection, run: str, judged: Mapping[str, int]) -> None:
@@ -199,25 +240,44 @@ def _sizes(connection: Connection, run: str, ids: Sequence[str]) -> dict[str, in
     return {row.id: row.size for row in found}
 
 
-def _done(connection: Connection, run: str, ids: Sequence[str]) -> set[tuple[str, str]]:
+def _done(connection: Connection, run: str, ids: Sequence[str]) -> set[tuple[str, str, int]]:
     table = tables.judgments
-    query = select(table.c.comparison_id, table.c.annotator).where(table.c.run == run, table.c.comparison_id.in_(ids))
-    return {(row.comparison_id, row.annotator) for row in connection.execute(query)}
+    query = select(table.c.comparison_id, table.c.annotator, table.c.repeat)
+    query = query.where(table.c.run == run, table.c.comparison_id.in_(ids))
+    return {(row.comparison_id, row.annotator, row.repeat) for row in connection.execute(query)}
 
 
-def _introduce(connection: Connection, names: set[str], simulated: bool) -> None:
+def _introduce(connection: Connection, labels: Sequence[Label]) -> None:
     known = {row.name: row.simulated for row in connection.execute(select(tables.annotators))}
-    for name in sorted(names & set(known)):
-        if known[name] != simulated:
+    new: dict[str, dict[str, Json]] = {}
+    for label in labels:
+        name = label.judgment.annotator
+        if known.setdefault(name, label.simulated) != label.simulated:
             kinds = ("simulated", "a real person") if known[name] else ("a real person", "simulated")
             raise PrefloopError(f"Annotator {name!r} is known as {kinds[0]}, not {kinds[1]}; use another name.")
-    new = [{"name": name, "simulated": simulated} for name in sorted(names - set(known))]
+        row = {"name": storable(name, "Annotator"), "simulated": label.simulated}
+        new.setdefault(name, {**row, "group": storable(label.group, f"Group of {name!r}")})
     if new:
-        connection.execute(insert(tables.annotators), new)
+        dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+        connection.execute(dialect.insert(tables.annotators).on_conflict_do_nothing(), list(new.values()))
 
 
-def _check(judgment: Judgment, size: int | None, run: str) -> None:
+def storable(text: str, what: str) -> str:
+    """The text, if a column of text can hold it. Raises PrefloopError for NUL and lone surrogates."""
+    if _NO_TEXT.search(text):
+        raise PrefloopError(f"{what}: {text!r:.100} holds a character that is no text; give it another name.")
+    return text
+
+
+def check_label(label: Label, size: int | None, run: str) -> None:
+    """Raises PrefloopError where a label does not fit a comparison of so many items (None: there is no such one)."""
+    judgment = label.judgment
     what = f"Judgment of comparison {judgment.comparison_id} by {judgment.annotator!r}"
+    if label.status not in ("", *STATUSES):
+        raise PrefloopError(f"{what}: status {label.status!r} is not one of {', '.join(STATUSES)}.")
+    unjudged = judgment.ranking is None and judgment.probability is None
+    if label.status in ("counted", "extra", "unjudged") and unjudged != (label.status == "unjudged"):
+        raise PrefloopError(f"{what}: its status {label.status!r} does not fit what it says.")
     if size is None:
         raise PrefloopError(f"{what}: run {run} has no such comparison; add it first.")
     given = (judgment.ranking is not None) + (judgment.probability is not None)

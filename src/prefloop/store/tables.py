@@ -86,6 +86,7 @@ annotators = Table(
     metadata,
     Column("name", Text, primary_key=True),
     Column("simulated", Boolean, nullable=False),
+    Column("group", Text, nullable=False, server_default=""),  # as imported; who has an account declares it there
 )
 
 judgments = Table(

@@ -7,28 +7,11 @@ from markupsafe import Markup
 
 from prefloop.web import code, maths
 
-ELEMENTS = maths.ELEMENTS | frozenset(
-    {
-        *(
-            "a",
-            "blockquote",
-            "br",
-            "code",
-            "em",
-            "figcaption",
-            "figure",
-            "h4",
-            "h5",
-            "h6",
-            "hr",
-            "li",
-            "ol",
-            "p",
-            "pre",
-        ),
-        *("s", "span", "strong", "table", "tbody", "td", "th", "thead", "tr", "ul"),
-    }
-)
+ELEMENTS = maths.ELEMENTS | {
+    *("a", "br", "code", "em", "s", "span", "strong"),
+    *("blockquote", "figcaption", "figure", "h4", "h5", "h6", "hr", "li", "ol", "p", "pre", "ul"),
+    *("table", "tbody", "td", "th", "thead", "tr"),
+}
 ATTRIBUTES = {  # rel and target of links are ours, not the text's
     **{name: frozenset(maths.ATTRIBUTES) for name in maths.ELEMENTS},
     "a": frozenset({"href"}),
@@ -37,11 +20,11 @@ ATTRIBUTES = {  # rel and target of links are ours, not the text's
 }
 DIRECTIONS = {  # auto: by the first letter that has one
     **{name: frozenset({"auto"}) for name in ("blockquote", "h4", "h5", "h6", "ol", "p", "table", "ul")},
-    "pre": frozenset({"auto", "ltr"}),
+    "pre": frozenset({"ltr"}),
 }
 CLASSES = {
-    "p": frozenset({"note"}),
-    "pre": frozenset({"code", "chunk"}),
+    "p": frozenset({"note", "chunk"}),
+    "pre": frozenset({"code"}),
     "span": code.CLASSES | {"odd", "address", "image"},
     "code": frozenset({"latex"}),
 }

@@ -28,6 +28,7 @@ from starlette.routing import Route
 
 from prefloop.types import Json
 from prefloop.web.templating import fragment, page, static
+from prefloop.web.visible import plain
 
 Unit = Literal["number", "share", "signed", "time"]
 """number: as it is. share: 0 to 1, shown in percent. signed: -1 to 1, such as alpha. time: seconds since 1970."""
@@ -61,13 +62,13 @@ def line(
     """Lines over a common axis. x_name: what x counts, such as "step". reference: a level to compare with."""
     thinned = [_thin(one) for one in series]
     data = {"kind": "line", "x": x, "y": y, "reference": reference, "log": log, "series": [_line(s) for s in thinned]}
+    band = any(one.low for one in thinned)
     rows = [
-        [str(number), _text(at, x), _text(value, y), *([_text(low, y), _text(high, y)] if one.low else [])]
+        [str(number), _text(at, x), *(_text(value, y) for value in cells), *([""] * (2 * band + 1 - len(cells)))]
         for number, one in enumerate(thinned, 1)
-        for at, value, low, high in zip(one.x, one.y, one.low or one.y, one.high or one.y, strict=True)
+        for at, *cells in zip(one.x, one.y, *((one.low, one.high) if one.low else ()), strict=True)
     ]
-    band = ["low", "high"] if any(one.low for one in thinned) else []
-    head = ["line", "time (UTC)" if x == "time" else x_name or "x", "value", *band]
+    head = ["line", "time (UTC)" if x == "time" else plain(x_name or "x"), "value", *(["low", "high"] if band else [])]
     return _figure(title, data, [one.name for one in series], head, rows)
 
 
@@ -112,7 +113,7 @@ def bars(
     ends = {"low": _plain(low), "high": _plain(high)} if low else {}
     data = {"kind": "bars", "y": unit, "reference": reference, "values": _plain(values), **ends}
     rows = [
-        [str(number), name, *(_text(value, unit) for value in cells)]
+        [str(number), plain(name), *(_text(value, unit) for value in cells)]
         for number, (name, *cells) in enumerate(zip(names, values, *((low, high) if low else ()), strict=True), 1)
     ]
     return _figure(title, data, names, ["number", "name", "value", *(["low", "high"] if low else [])], rows)
@@ -125,8 +126,8 @@ def heatmap(
     data = {"kind": "heatmap", "y": unit, "values": [_plain(row) for row in values]}
     same = list(rows) == list(columns)
     legend = rows if same else [*(f"row: {name}" for name in rows), *(f"column: {name}" for name in columns)]
-    table = [[name, *(_text(value, unit) for value in cells)] for name, cells in zip(rows, values, strict=True)]
-    return _figure(title, data | {"apart": not same}, legend, ["", *columns], table)
+    table = [[plain(name), *(_text(value, unit) for value in cells)] for name, cells in zip(rows, values, strict=True)]
+    return _figure(title, data | {"apart": not same}, legend, ["", *map(plain, columns)], table)
 
 
 def _figure(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from difflib import SequenceMatcher
-from itertools import accumulate
+from itertools import accumulate, islice
 
 from markupsafe import Markup
 
@@ -18,10 +18,10 @@ _WORD = re.compile(r"\w+\s*|[^\w\s]\s*|\s+")
 
 
 def differences(a: str, b: str) -> tuple[Markup, Markup]:
-    """Both texts, escaped and not as Markdown: words that only `a` has in <del>, those that only `b` has in <ins>.
-    Without marks where the comparison would take too long."""
-    words = _WORD.findall(a), _WORD.findall(b)
-    common = _in_common(*words) if max(map(len, words)) <= _MOST_WORDS else None
+    """Both texts, escaped and not as Markdown: words that only `a` has in <del>, those of `b` in <ins>. Spaces between
+    words do not count. Without marks where the comparison would take too long."""
+    words = _words(a), _words(b)
+    common = _in_common(_bare(words[0]), _bare(words[1])) if _comparable(*words) else None
     if common is None:
         return visible(a), visible(b)
     left, right = Markup(""), Markup("")
@@ -35,9 +35,21 @@ def differences(a: str, b: str) -> tuple[Markup, Markup]:
 
 def similar(a: str, b: str) -> bool:
     """Whether marks would help: the texts differ, are not too long and have half of their words in common."""
-    words = _WORD.findall(a), _WORD.findall(b)
-    common = (Counter(words[0]) & Counter(words[1])).total()
-    return a != b and max(map(len, words)) <= _MOST_WORDS and common >= _SIMILAR * sum(map(len, words)) / 2
+    words = _words(a), _words(b)
+    common = (Counter(_bare(words[0])) & Counter(_bare(words[1]))).total()
+    return a != b and _comparable(*words) and common >= _SIMILAR * sum(map(len, words)) / 2
+
+
+def _words(text: str) -> list[str]:
+    return [match[0] for match in islice(_WORD.finditer(text), _MOST_WORDS + 1)]
+
+
+def _comparable(a: list[str], b: list[str]) -> bool:
+    return max(len(a), len(b)) <= _MOST_WORDS
+
+
+def _bare(words: list[str]) -> list[str]:
+    return [word.rstrip() for word in words]
 
 
 def _in_common(a: list[str], b: list[str]) -> list[tuple[int, int, int]] | None:

@@ -79,6 +79,13 @@ def answer(request: Request, error: Exception) -> Response:
     return response
 
 
+def sentence(error: PrefloopError) -> str:
+    """What to show beside a form of an error that its sender can mend; raises one that is not theirs again."""
+    if isinstance(error, DatabaseError | BusyError):
+        raise error
+    return str(error)
+
+
 def wants_json(request: Request) -> bool:
     """Whether a program asks, or a script of a page."""
     wanted = request.headers.get("accept", "")

@@ -160,8 +160,8 @@ _EXAMPLES = (
         turns=["Explain to a ten-year-old what inflation is."],
         answers=[
             "Imagine that an ice cream costs 1 euro this year and 1.10 next year, and the same happens with bread,"
-            " shoes and bus tickets. Your euro still looks the same, but it buys less. That slow rise of nearly all prices is"
-            " called inflation.",
+            " shoes and bus tickets. Your euro still looks the same, but it buys less. That slow rise of nearly all"
+            " prices is called inflation.",
             "Inflation is when things get more expensive over time. If you have 10 coins and a toy costs 10 coins, you"
             " can buy it. If next year the toy costs 12 coins, your 10 coins aren't enough any more, even though you"
             " didn't lose any.",

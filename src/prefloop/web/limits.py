@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _VISITORS = 10_000
+_PIECE = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +23,7 @@ class Limits:
     secure: bool = False  # served by TLS
     anonymous_body: int = 64 * 1024
     body: int = 2 * 2**20
-    uploads: tuple[str, ...] = ()  # paths that take files
+    uploads: tuple[str, ...] = ("/import", "/new")  # where files come in
     upload: int = 512 * 2**20  # from reviewers and admins
     patience: float = 10.0  # seconds for a body to begin, and beyond its size at a slow line's pace
     session_rate: tuple[float, float] = (30.0, 300.0)
@@ -34,6 +35,25 @@ class Limits:
         if account is None:
             return self.anonymous_body
         return self.upload if request.url.path in self.uploads and account.may("reviewer") else self.body
+
+
+class Pieces:
+    """Sends large bodies piece by piece: of what a slow reader asked for, one piece waits in memory."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def sending(message: Message) -> None:
+            body = message.get("body", b"")
+            for start in range(0, len(body) - _PIECE, _PIECE):
+                piece = body[start : start + _PIECE]
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+            if len(body) > _PIECE:
+                message = {**message, "body": body[(len(body) - 1) // _PIECE * _PIECE :]}
+            await send(message)
+
+        await self._app(scope, receive, sending)
 
 
 class Rates:

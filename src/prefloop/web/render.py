@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from itertools import accumulate
 
@@ -25,7 +25,7 @@ from markupsafe import Markup
 
 from prefloop.web.allowed import cleaned
 from prefloop.web.code import highlighted
-from prefloop.web.maths import formulas, mathml
+from prefloop.web.maths import formulas, is_prose, mathml
 from prefloop.web.visible import oddities, spelled, visible
 
 # Rendering takes at most 200 ms of processor time, whatever the text: each of these takes a share of it.
@@ -34,7 +34,7 @@ _MOST_LINES = 1_500
 _MOST_CELLS = 1_500  # of all tables
 _MOST_ROWS_READ = 5_000
 _MOST_WORK = 7_000  # pieces of Markdown, and twice the characters that may mean something in it
-_MOST_BRACKET_STEPS = 200_000
+_MOST_STEPS = 200_000  # of one search for what closes a bracket or formula after the other
 _MOST_DEPTH = 20
 _MOST_ODD = 1_000
 _MOST_LATEX = 3_000  # characters, and 10 for each formula
@@ -51,36 +51,40 @@ _NOTE = Markup('<p class="note">Shown as plain text: too long or too tangled for
 
 def markdown(text: str) -> Markup:
     """The text as HTML. What is too long or too tangled for Markdown shows as plain text in chunks, and says so."""
-    return cleaned("".join(html for _, html in _blocks(text)))
+    blocks, safe = _blocks(text)
+    return safe("".join(html for _, html in blocks))
 
 
 def folded(text: str) -> tuple[Markup, Markup]:
     """The same in two parts, cut between blocks: about the first 3,000 characters, and the rest to unfold. The rest is
     empty where it would be short."""
-    blocks = _blocks(text)
+    blocks, safe = _blocks(text)
     sizes = [size for size, _ in blocks]
     cut = max(1, sum(total <= _HEAD for total in accumulate(sizes)))
     if sum(sizes[cut:]) < _HEAD // 2:
         cut = len(blocks)
     head, rest = ("".join(html for _, html in part) for part in (blocks[:cut], blocks[cut:]))
-    return cleaned(head), cleaned(rest)
+    return safe(head), safe(rest)
 
 
 class _TangledError(Exception):
     """Markdown would take too long, or drop part of the text."""
 
 
-def _blocks(text: str) -> list[tuple[int, str]]:
-    """The top-level blocks: about how many characters they show, and their HTML, not cleaned yet."""
-    if len(text) <= _MOST_CHARACTERS and text.count("\n") <= _MOST_LINES and oddities(text) <= _MOST_ODD:
-        try:
-            return list(_rendered(text))
-        except _TangledError:
-            pass
-    return list(_chunks(text))
+def _blocks(text: str) -> tuple[list[tuple[int, str]], Callable[[str], Markup]]:
+    """The top-level blocks, each about how many characters it shows and its HTML, and what makes that safe to show."""
+    try:
+        return list(_rendered(text)), cleaned
+    except _TangledError:
+        return list(_chunks(text)), Markup
 
 
 def _rendered(text: str) -> Iterator[tuple[int, str]]:
+    lines = text.count("\n")
+    if len(text) > _MOST_CHARACTERS or lines > _MOST_LINES or lines * text.count("$$") > _MOST_STEPS:
+        raise _TangledError
+    if oddities(text) > _MOST_ODD:
+        raise _TangledError
     md = _parser()
     env: EnvType = {"rows_read": 0, "cells": 0, "latex": 0, "seconds": _COLOUR_SECONDS}
     block: list[Token] = []
@@ -93,6 +97,7 @@ def _rendered(text: str) -> Iterator[tuple[int, str]]:
 
 
 def _chunks(text: str) -> Iterator[tuple[int, str]]:
+    """Escaped; cleaning so much would take too long."""
     text = spelled(text)
     note, start = _NOTE, 0
     while start < len(text):
@@ -147,7 +152,7 @@ def _check_blocks(state: StateCore) -> None:
             token.attrSet("value", token.info)
         if token.level == 0 and token.nesting == 1:
             token.attrSet("dir", "auto")
-    if work > _MOST_WORK or steps > _MOST_BRACKET_STEPS:
+    if work > _MOST_WORK or steps > _MOST_STEPS:
         raise _TangledError
 
 
@@ -211,6 +216,8 @@ def _fence(_: RendererProtocol, tokens: Sequence[Token], index: int, options: Op
 
 def _formula(_: RendererProtocol, tokens: Sequence[Token], index: int, options: OptionsDict, env: EnvType) -> str:
     token = tokens[index]
+    if token.markup == "$" and is_prose(token.content):
+        return visible(f"${token.content}$")
     env["latex"] += len(token.content) + 10
     made = mathml(token.content, display=token.type != "math_inline") if env["latex"] <= _MOST_LATEX else None
     if made is None:
@@ -229,7 +236,7 @@ def _link_close(_: RendererProtocol, tokens: Sequence[Token], index: int, option
     label = "".join(token.content for token in tokens[opening + 1 : index])
     if not label.strip():  # a link without a name cannot be read aloud
         return Markup("{}</a>").format(_address(attributes, "href"))
-    if label == attributes["href"] and "title" not in attributes:
+    if label in (attributes["href"], str(attributes["href"]).removeprefix("mailto:")) and "title" not in attributes:
         return "</a>"
     return Markup('</a> <span class="address">({})</span>').format(_address(attributes, "href"))
 

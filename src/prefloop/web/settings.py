@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import NamedTuple
 
 from pydantic import ValidationError
@@ -112,12 +113,17 @@ def _shown(kind: str, value: Json) -> str:
         case "check":
             return "on" if value else ""
         case "share":
-            return f"{100 * value:.10g}"
+            return _decimal(value, 100)
         case "mix":
-            return "\n".join(f"{name} = {100 * share:.10g}" for name, share in value.items())
+            return "\n".join(f"{name} = {_decimal(share, 100)}" for name, share in value.items())
         case "number":
-            return f"{value:.10g}"
+            return _decimal(value)
     return str(value)
+
+
+def _decimal(value: float, times: int = 1) -> str:
+    """0.025, 100 -> 2.5, exactly, so that a form that nobody changed changes nothing."""
+    return format((Decimal(repr(value)) * times).normalize(), "f")
 
 
 def _read(kind: str, text: str) -> Json:
@@ -137,8 +143,8 @@ def _read(kind: str, text: str) -> Json:
 
 def _share(text: str) -> float:
     try:
-        return float(text.strip().removesuffix("%")) / 100
-    except ValueError:
+        return float(Decimal(text.strip().removesuffix("%").rstrip()) / 100)
+    except ArithmeticError:
         raise ValueError("Write a number of percent.") from None
 
 

@@ -39,7 +39,7 @@ def files(folder: Path) -> list[str]:
         path.relative_to(folder)
         for pattern in ("*", "*/*")
         for path in folder.glob(pattern)
-        if path.name.endswith(SUFFIXES) and path.is_file()
+        if path.name.endswith(SUFFIXES) and path.is_file() and path.resolve().is_relative_to(folder.resolve())
     ]
     shown = [path for path in sorted(found) if path.parts[0] not in ("runs", "exports") and not _hidden(path)]
     return [str(path) for path in shown[:_OFFERED]]
@@ -57,7 +57,7 @@ def keep_upload(folder: Path, upload: UploadFile) -> str:
     """Copy an upload into the workspace, under a name of letters and digits; returns its path from there. Raises
     PrefloopError for a file of no known kind."""
     given = (upload.filename or "").replace("\\", "/").rpartition("/")[2]
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", given).lstrip(".-")[-_LONGEST_NAME:]
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", given)[-_LONGEST_NAME:]
     if not name.lower().endswith(SUFFIXES):
         raise PrefloopError(f"Choose a file whose name ends in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}.")
     target = folder / UPLOADS / f"{secrets.token_hex(4)}-{name}"

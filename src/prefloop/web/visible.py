@@ -15,7 +15,7 @@ from functools import cache
 
 from markupsafe import Markup, escape
 
-MOST_SHOWN = 200_000
+MOST_SHOWN = 150_000
 """Characters of one text that are shown; how many are left out is said at its end."""
 _MOST_MARKERS = 1000  # in one text; odd characters beyond show as U+FFFD
 _MOST_MARKS = 6  # on one letter; Hebrew with all its accents needs 4

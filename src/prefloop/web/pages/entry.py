@@ -9,6 +9,7 @@ from starlette.routing import Route
 from prefloop.store.accounts import TooManyTriesError
 from prefloop.store.campaigns import MissingError
 from prefloop.types import Json, PrefloopError
+from prefloop.web.errors import sentence
 from prefloop.web.forms import field
 from prefloop.web.identity import address, cookies, signed_in
 from prefloop.web.security import local_path
@@ -70,7 +71,7 @@ def invite(request: Request) -> Response:
     except MissingError:
         raise
     except PrefloopError as error:
-        return _invite(request, status=400, name=name, error=str(error))
+        return _invite(request, status=400, name=name, error=sentence(error))
     response = signed_in(request, account.name, "/")
     cookies(request).drop(response, "link")
     return response

@@ -17,9 +17,11 @@ from prefloop.store.answers import Answer, AnswerError
 from prefloop.store.assignment import PausedError, Task
 from prefloop.store.campaigns import Campaign, MissingError
 from prefloop.types import CANT_JUDGE, Json, to_json
-from prefloop.web import answerform, render
+from prefloop.web import answerform
+from prefloop.web.differences import differences, similar
 from prefloop.web.errors import wants_json
 from prefloop.web.security import allowed
+from prefloop.web.steering import addresses_reader
 from prefloop.web.templating import page, workspace
 
 SAID = {
@@ -173,16 +175,15 @@ def _view(request: Request, task: Task) -> dict[str, Json]:
         "campaign": _campaign_of(request, task),
         "config": task.config,
         "version": task.version,
-        "prompt": [(_ROLES.get(m.role, m.role), render.folded(m.content)) for m in task.comparison.prompt.messages],
+        "prompt": [(_ROLES.get(m.role, m.role), m.content) for m in task.comparison.prompt.messages],
         "answers": [_shown(name, text) for name, text in zip(names, texts, strict=True)],
-        "differences": render.differences(*texts) if len(texts) == 2 and render.similar(*texts) else None,
+        "differences": differences(*texts) if len(texts) == 2 and similar(*texts) else None,
     }
 
 
 def _shown(name: str, text: str) -> dict[str, Json]:
     raw = text.encode(errors="replace").decode()  # lone surrogates cannot be sent
-    reader = render.addresses_reader(text)
-    return {"name": name, "raw": raw, "text": render.folded(text) if text.strip() else None, "to_reader": reader}
+    return {"name": name, "text": text, "raw": raw, "to_reader": addresses_reader(text)}
 
 
 def _next(request: Request, campaign: Campaign) -> str:

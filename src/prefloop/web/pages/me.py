@@ -8,6 +8,7 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from prefloop.types import PrefloopError
+from prefloop.web.errors import sentence
 from prefloop.web.forms import field
 from prefloop.web.identity import address, signed_in
 from prefloop.web.security import allowed
@@ -31,7 +32,7 @@ def set_password(request: Request) -> Response:
             raise PrefloopError("This is not your current password.")
         accounts.set_password(account.name, field(request, "password"), by=account.name)
     except PrefloopError as error:
-        return _me(request, status=400, error=str(error))
+        return _me(request, status=400, error=sentence(error))
     return signed_in(request, account.name, "/me")
 
 

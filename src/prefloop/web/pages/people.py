@@ -10,6 +10,7 @@ from starlette.routing import Route
 
 from prefloop.store.accounts import ROLES
 from prefloop.types import PrefloopError
+from prefloop.web.errors import sentence
 from prefloop.web.forms import field
 from prefloop.web.security import allowed
 from prefloop.web.templating import page, workspace
@@ -29,7 +30,7 @@ def invite(request: Request) -> Response:
     try:
         token = workspace(request).invites.new(role, group, by=request.state.account.name)
     except PrefloopError as error:
-        return _people(request, status=400, error=str(error))
+        return _people(request, status=400, error=sentence(error))
     return _people(request, secret=_address(request, token), secret_of=f"the new {role}'s link, for 7 days")
 
 
@@ -55,7 +56,7 @@ def _acting(act: _Act) -> Callable[[Request], Response]:
         try:
             act(workspace(request), request, request.state.account.name)
         except PrefloopError as error:
-            return _people(request, status=400, error=str(error))
+            return _people(request, status=400, error=sentence(error))
         return RedirectResponse("/people", 303)
 
     return endpoint

@@ -13,6 +13,7 @@ from prefloop.configs.campaign import CampaignConfig
 from prefloop.store.campaigns import MissingError
 from prefloop.types import PrefloopError
 from prefloop.web import settings, sources
+from prefloop.web.errors import sentence
 from prefloop.web.pages.campaign import campaign_of, shell
 from prefloop.web.pages.transfer import HOW, begin_import, read_how
 from prefloop.web.security import allowed
@@ -44,7 +45,7 @@ def create(request: Request) -> Response:
         try:
             typed |= check(request, typed)
         except PrefloopError as error:
-            problems[name] = str(error)
+            problems[name] = sentence(error)
     if typed["do"] == "preview":
         return _new_form(request, typed, {}, preview=True)
     if problems:

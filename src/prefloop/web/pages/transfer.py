@@ -18,6 +18,7 @@ from prefloop.store import exchange, imports
 from prefloop.store.campaigns import Campaign, MissingError
 from prefloop.types import Json, PrefloopError
 from prefloop.web import sources
+from prefloop.web.errors import sentence
 from prefloop.web.forms import field
 from prefloop.web.pages.campaign import campaign_of, shell
 from prefloop.web.security import allowed
@@ -55,7 +56,7 @@ def take(request: Request) -> Response:
             path = sources.find_file(folder, field(request, "path"))
         begin_import(request, campaign, path, read_how(request))
     except PrefloopError as error:
-        return _page(request, campaign, error=str(error))
+        return _page(request, campaign, error=sentence(error))
     return RedirectResponse(f"/c/{campaign.id}/transfer", 303)
 
 
@@ -69,7 +70,7 @@ def give(request: Request) -> Response:
         title = f"Export as {FORMATS[kind]}"
         work.jobs.start(f"export {campaign.run}", title, lambda: _export(work, campaign, kind), wait=_SOON)
     except PrefloopError as error:
-        return _page(request, error=str(error))
+        return _page(request, error=sentence(error))
     return RedirectResponse(f"/c/{campaign.id}/transfer", 303)
 
 
@@ -147,7 +148,7 @@ def _export(work: Workspace, campaign: Campaign, kind: str) -> str:
         with TemporaryDirectory(dir=work.folder, prefix=".export-") as whole:
             manifest = exchange.export(work.store, campaign.run, Path(whole) / "data", kind, key=work.key)
             _zip(Path(whole), path)
-    return f"{path.name}: {manifest['comparisons']:,} items with {manifest['judgments']:,} labels."
+    return f"{path.name}: {manifest['comparisons']:,} items with {manifest['labels']:,} labels."
 
 
 def _zip(folder: Path, path: Path) -> None:

@@ -115,6 +115,17 @@ if (form) begin();
 sendLeftovers(form?.dataset.task);
 addEventListener("pageshow", (event) => { if (event.persisted) location.reload(); });
 rememberGuidelines();
+letKeysScroll();
+document.addEventListener("toggle", letKeysScroll, true);
+addEventListener("resize", letKeysScroll);
+
+// Wide code and tables scroll sideways: by keys too.
+function letKeysScroll() {
+  for (const box of document.querySelectorAll(".text pre, .text table")) {
+    if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;
+    else box.removeAttribute("tabindex");
+  }
+}
 
 // Guidelines stand open where they are not those that were read last.
 function rememberGuidelines() {

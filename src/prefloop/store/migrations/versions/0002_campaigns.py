@@ -147,6 +147,7 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["account"], ["accounts.name"], name="sessions_account"),
         sa.PrimaryKeyConstraint("id"),
     )
+    op.add_column("annotators", sa.Column("group", sa.Text, server_default="", nullable=False))
     op.add_column("comparisons", sa.Column("slice", sa.Text, server_default="", nullable=False))
     op.add_column("comparisons", sa.Column("mix", sa.Text, server_default="", nullable=False))
     op.add_column("comparisons", sa.Column("priority", sa.Float, server_default="0", nullable=False))
