@@ -224,6 +224,7 @@ BOMBS = {
     "formula, matrix": "$$\n" + r"\begin{matrix}" + "a&" * 900 + r"\end{matrix}" + "\n$$",
     "formulas, unclosed": "\\[\n" * 10_000,
     "formulas, unclosed in line": "\\(" * 20_000,
+    "formulas, unclosed between headings": "# a\n$$b\n" * 740,
     "code, indented": "    x\n" * 6_000,
     "code, blank lines": "```python\n" + " \n" * 1_400 + "```",
     "code, words of Java": "```java\n" + "a " * 9_000 + "\n```",

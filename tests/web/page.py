@@ -32,7 +32,7 @@ _ATTRIBUTES = (
     *("movablelimits", "largeop", "lspace", "rspace", "minsize", "maxsize", "width", "linethickness", "notation"),
     *("columnalign", "columnlines", "columnspacing", "rowlines", "rowspacing"),
 )
-_VISIBLE_FORMATS = "[\u0600-\u0605\u06dd\u070f\u0890\u0891\u08e2\U000110bd\U000110cd]"
+_VISIBLE_FORMATS = "[\u0600-\u0605\u06dd\u070f\u0890\u0891\u08e2\U000110bd\U000110cd\U00013430-\U0001343f]"
 
 
 class Page:

@@ -86,10 +86,10 @@ def fresh(folder: Path, database: Path) -> Iterator[Workspace]:
 
 
 @contextmanager
-def running(workspace: Workspace, limits: Limits | None = None, head_seconds: float = 15.0) -> Iterator[Server]:
+def running(workspace: Workspace, limits: Limits | None = None, patience: float = 15.0) -> Iterator[Server]:
     """Serve a workspace in a thread, by uvicorn, at a free port."""
     listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(server_config(workspace, limits or Limits(), head_seconds))
+    server = uvicorn.Server(server_config(workspace, limits or Limits(), patience))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     while not server.started and thread.is_alive():

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import uvicorn
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
 
 from prefloop.store.campaigns import Item
 from prefloop.types import CANT_JUDGE
@@ -23,18 +23,7 @@ from prefloop.web.workspace import Workspace
 from tests.web.labeling import Labeling, comparison, make_labeling, many, plain
 from tests.web.serving import Server
 
-CHROMIUM = "/usr/bin/chromium"
 WAIT = 15_000
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as play:
-        made = play.chromium.launch(
-            executable_path=CHROMIUM if Path(CHROMIUM).exists() else None, args=["--no-sandbox"]
-        )
-        yield made
-        made.close()
 
 
 class Site:

@@ -107,6 +107,13 @@ def test_what_is_no_formula(text: str) -> None:
     assert not Page(markdown(text)).elements("math")
 
 
+def test_money_is_no_formula() -> None:
+    text = "She bought 5 at $7 each, so 5*7=$ in all"
+    assert Page(markdown(text)).text() == text + "\n"
+    for latex in (r"x \text{ if and only if } y", r"\sin \alpha \beta", "a and b", r"\operatorname{arg max} f"):
+        assert Page(markdown(f"${latex}$")).elements("math")
+
+
 def test_many_formulas_end_as_source() -> None:
     page = Page(markdown("$x_1+y^2$ " * 400))
     assert len(page.elements("math")) == 3_000 // (len("x_1+y^2") + 10)

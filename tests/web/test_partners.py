@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from prefloop.types import Message
-from prefloop.web.partners import BUSY, GONE, LATE, REFUSED, Partners, Patience, Reply
+from prefloop.web.partners import BROKEN, BUSY, GONE, LATE, REFUSED, Partners, Patience, Reply
 
 STAND_IN = """
 import json, os, sys, time
@@ -70,6 +70,8 @@ def alive(number: int) -> bool:
 def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A process that speaks the same lines as `stages/reply.py`, without a model; returns the real interpreter."""
     program, real = tmp_path / "program", sys.executable
+    for name in ("model", "other"):
+        (tmp_path / name).mkdir()
     program.write_text(f"#!/bin/sh\nexec {real} -c '{STAND_IN}'\n")
     program.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(program))
@@ -127,6 +129,12 @@ def test_too_many_questions_are_turned_away_and_those_that_wait_are_answered(ear
     assert ear.wait("first") == LATE and [ear.wait(key) for key in "ab"] == ["", ""]
     ear.ask("c")
     assert ear.wait("c") == ""
+
+
+@pytest.mark.parametrize("checkpoint", ["missing", "..", "/etc", "smollm2-135m", "program"])
+def test_only_folders_of_the_workspace_are_loaded(ear: Ear, checkpoint: str) -> None:
+    ear.ask("a", checkpoint=checkpoint)
+    assert ear.wait("a") == BROKEN and ear.heard == {}
 
 
 def test_what_a_process_says_of_an_error_is_not_passed_on(ear: Ear) -> None:

@@ -21,6 +21,7 @@ from starlette.routing import Route
 import prefloop
 from prefloop.store import db, tables
 from prefloop.store.backoff import FREE
+from prefloop.web import charts
 from prefloop.web.app import PAGES
 from prefloop.web.limits import Limits
 from prefloop.web.security import local_path
@@ -672,7 +673,7 @@ def test_20_a_body_that_drips_is_given_up(workspace: Workspace) -> None:
 @pytest.mark.parametrize("first", [b"", b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"])
 def test_20_a_head_that_drips_is_given_up(workspace: Workspace, first: bytes) -> None:
     with (
-        running(workspace, head_seconds=0.3) as server,
+        running(workspace, patience=0.3) as server,
         socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection,
     ):
         if first:
@@ -694,7 +695,7 @@ def test_20_a_head_that_drips_is_given_up(workspace: Workspace, first: bytes) ->
 
 def test_20_an_idle_connection_that_asked_in_time_is_kept(workspace: Workspace) -> None:
     with (
-        running(workspace, head_seconds=0.3) as server,
+        running(workspace, patience=0.3) as server,
         socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection,
     ):
         for _ in range(2):
@@ -704,6 +705,40 @@ def test_20_an_idle_connection_that_asked_in_time_is_kept(workspace: Workspace) 
                 answer += connection.recv(65536)
             assert answer.startswith(b"HTTP/1.1 200")
             time.sleep(0.5)
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_20_a_reader_that_does_not_read_is_given_up(workspace: Workspace, reads: bool) -> None:
+    whole = charts._plotly()[1]
+    with running(workspace, patience=0.5) as server, socket.socket() as connection:
+        if not reads:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.settimeout(10)
+        connection.connect(("127.0.0.1", server.port))
+        connection.sendall(
+            f"GET {charts._plotly()[0]} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode()
+        )
+        answer = b""
+        time.sleep(0 if reads else 2)
+        with contextlib.suppress(ConnectionResetError):
+            while part := connection.recv(65536):
+                answer += part
+        assert answer.endswith(whole) is reads and (reads or len(answer) < len(whole))
+
+
+def test_20_what_comes_after_an_answer_is_given_up(workspace: Workspace) -> None:
+    with (
+        running(workspace, patience=0.3) as server,
+        socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection,
+    ):
+        connection.sendall(head(server, "/login", "Origin: https://evil.example", FORM, "Content-Length: 1000000"))
+        assert connection.recv(65536).startswith(b"HTTP/1.1 403")
+        begun = time.monotonic()
+        with contextlib.suppress(OSError):
+            while time.monotonic() < begun + 10:
+                connection.sendall(b"a")
+                time.sleep(0.05)
+        assert time.monotonic() < begun + 10
 
 
 def test_20_who_asks_too_often_is_told_when_to_come_back(workspace: Workspace) -> None:

@@ -71,7 +71,8 @@ class CampaignConfig(Config):
     mix: Mapping[_Name, Annotated[float, Field(gt=0, le=1)]] = Field(default_factory=dict)
     """Shares of kinds of prompts, such as {easy = 0.5, hard = 0.3, adversarial = 0.2}, by the items' `mix`."""
     red_team: tuple[_Path, ...] = Field(default=(), max_length=8)
-    """Checkpoints to converse with, to find where they fail; which one it is nobody is told."""
+    """Folders of this workspace, such as runs/quickstart/ppo, with checkpoints to converse with and find where they
+    fail. Nobody is told which one it is."""
     lease_minutes: float = Field(default=5, gt=0, le=1440)
     """How long a task is kept for a labeler who is gone; an open page renews it."""
     hold_hours: float = Field(default=4, gt=0, le=168)

@@ -132,7 +132,7 @@ def _practice(connection: Connection, run: str, annotator: str, count: int) -> l
     """A labeler's first tasks, those of the practice round, as far as they are done."""
     columns = (tasks.c.number, tasks.c.id, tasks.c.run, tasks.c.comparison_id, tasks.c.kind, tasks.c.state)
     mine = (tasks.c.run == run) & (tasks.c.annotator == annotator)
-    rows: list[Row[Json]] = []
+    rows: list[Json] = []
     for state in ("open", "done", "expired"):
         first = select(*columns, tasks.c.shown).where(mine, tasks.c.state == state).order_by(tasks.c.number)
         rows += connection.execute(first.limit(count)).all()

@@ -15,6 +15,8 @@ from prefloop.types import Json
 FORM, FILES, JSON = "application/x-www-form-urlencoded", "multipart/form-data", "application/json"
 MAX_FIELDS = 1000
 MAX_FILES = 10
+SPARE = 8 * 2**20
+"""Bytes beyond the limit that are still read, and dropped."""
 _DEPTH = 64
 _LARGEST = 2**53
 _SLOWEST = 16 * 1024  # bytes a second, beyond which a sender may take as long as it needs
@@ -22,13 +24,23 @@ _CLOSE = {"connection": "close"}
 
 
 class Intake:
-    """Receives a request's body. Raises 413 beyond `limit` bytes and 408 where they come too slowly."""
+    """Receives a request's body. Raises 413 beyond `limit` bytes and 408 where they come too slowly.
+
+    What is too much is read to its end all the same, if that is near: a sender that is cut off never hears why."""
 
     def __init__(self, receive: Receive, limit: int, patience: float) -> None:
         self._receive, self._limit, self._patience = receive, limit, patience
         self._begun, self._bytes = asyncio.get_running_loop().time(), 0
 
     async def __call__(self) -> Message:
+        message = await self._next()
+        if self._bytes > self._limit:
+            while message.get("more_body", False) and self._bytes <= self._limit + SPARE:
+                message = await self._next()
+            raise too_large(self._limit)
+        return message
+
+    async def _next(self) -> Message:
         until = self._begun + self._patience + self._bytes / _SLOWEST
         try:
             async with asyncio.timeout_at(until):
@@ -36,8 +48,6 @@ class Intake:
         except TimeoutError as error:
             raise HTTPException(408, "What you sent took too long; try again.", _CLOSE) from error
         self._bytes += len(message.get("body", b""))
-        if self._bytes > self._limit:
-            raise too_large(self._limit)
         return message
 
 

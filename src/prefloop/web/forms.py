@@ -34,7 +34,7 @@ class OwnForms:
         if kind not in (bodies.FORM, bodies.FILES, bodies.JSON) and (kind or not _empty(request)):
             raise HTTPException(403, "Only forms and JSON are taken here.")
         limit = self._limits.of_body(request)
-        if bodies.announced(request) > limit:
+        if bodies.announced(request) > limit + bodies.SPARE:
             raise bodies.too_large(limit)
         intake = bodies.Intake(receive, limit, self._limits.patience)
         state, form = scope["state"], FormData()

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _VISITORS = 10_000
+_PIECE = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +35,25 @@ class Limits:
         if account is None:
             return self.anonymous_body
         return self.upload if request.url.path in self.uploads and account.may("reviewer") else self.body
+
+
+class Pieces:
+    """Sends large bodies piece by piece: of what a slow reader asked for, one piece waits in memory."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def sending(message: Message) -> None:
+            body = message.get("body", b"")
+            for start in range(0, len(body) - _PIECE, _PIECE):
+                piece = body[start : start + _PIECE]
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+            if len(body) > _PIECE:
+                message = {**message, "body": body[(len(body) - 1) // _PIECE * _PIECE :]}
+            await send(message)
+
+        await self._app(scope, receive, sending)
 
 
 class Rates:

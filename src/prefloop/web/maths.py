@@ -32,11 +32,12 @@ ATTRIBUTES = frozenset(
 _MOST_CHARACTERS = 2000
 _MOST_BRACES = 40  # open at once
 _MOST_SCRIPTS = 5  # inside one another; each is smaller
-# Commands that define, link, hide, move, colour or resize, or whose argument is not shown.
+# Commands that define, link, hide, move, colour or resize, whose argument is not shown, or that browsers do not draw.
 _UNSHOWABLE = re.compile(
     r"""\\(?:newcommand|newenvironment|def|DeclareMathOperator|href|class|style|[hv]?phantom|(?:math)?strut|smash|unicode|verb
     |sideset|skew|rule|(?:text)?color|f?colorbox|raise|lower|move(?:left|right)|shove(?:left|right)|(?:math)?[lrc]lap|genfrac
-    |[hm]?skip|[hm]space|m?kern|mskip|above|abovewithdelims|leftroot|uproot|mathchoice)(?![A-Za-z])|(?<!\\)%""",
+    |[hm]?skip|[hm]space|m?kern|mskip|above|abovewithdelims|leftroot|uproot|mathchoice
+    |[bx]?cancel|sout)(?![A-Za-z])|(?<!\\)(?:\\\\)*%""",
     re.VERBOSE,
 )
 _ENVIRONMENTS = {  # as what latex2mathml knows; none counts its equations, which the text does not
@@ -46,6 +47,8 @@ _ENVIRONMENTS = {  # as what latex2mathml knows; none counts its equations, whic
 }
 _ENVIRONMENT = re.compile(rf"\\(begin|end)\{{({'|'.join(map(re.escape, _ENVIRONMENTS))})\}}")
 _SCRIPTS = ("msub", "msup", "msubsup", "munder", "mover", "munderover")
+_TWO_WORDS = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,},?\s+[A-Za-z]{2,}")
+_WORDING = re.compile(r"\\(?:text[a-z]*|mbox|hbox|mathrm|operatorname)\s*\{[^{}]*\}")
 _CODE_POINT = re.compile("&#x([0-9A-Fa-f]{1,6});")  # how latex2mathml writes symbols
 
 
@@ -56,6 +59,11 @@ def formulas(md: MarkdownIt) -> None:
     )
     md.inline.ruler.before("escape", "math_brackets", _inline_brackets)
     md.block.ruler.before("fence", "math_brackets", _block_brackets, {"alt": ["paragraph", "blockquote", "list"]})
+
+
+def is_prose(latex: str) -> bool:
+    """Whether what stands between two dollar signs reads as words: "$7 each, so that 5*7=$" is about money."""
+    return bool(_TWO_WORDS.search(_WORDING.sub("", latex)))
 
 
 def mathml(latex: str, *, display: bool) -> Markup | None:

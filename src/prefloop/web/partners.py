@@ -154,6 +154,10 @@ class _Partner:
 
     def _answer(self, question: _Question) -> str:
         """Deliver an answer; else why there is none."""
+        place = (self._folder / self._checkpoint).resolve()
+        if not (place.is_dir() and place.is_relative_to(self._folder.resolve())):
+            _log.error("%s: conversations take checkpoints in the workspace's folder only.", self._checkpoint)
+            return BROKEN
         try:
             process = self._started()
             request = {"id": question.key, "messages": to_json(tuple(question.messages))}

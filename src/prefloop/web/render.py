@@ -25,7 +25,7 @@ from markupsafe import Markup
 
 from prefloop.web.allowed import cleaned
 from prefloop.web.code import highlighted
-from prefloop.web.maths import formulas, mathml
+from prefloop.web.maths import formulas, is_prose, mathml
 from prefloop.web.visible import oddities, spelled, visible
 
 # Rendering takes at most 200 ms of processor time, whatever the text: each of these takes a share of it.
@@ -34,7 +34,7 @@ _MOST_LINES = 1_500
 _MOST_CELLS = 1_500  # of all tables
 _MOST_ROWS_READ = 5_000
 _MOST_WORK = 7_000  # pieces of Markdown, and twice the characters that may mean something in it
-_MOST_BRACKET_STEPS = 200_000
+_MOST_STEPS = 200_000  # of one search for what closes a bracket or formula after the other
 _MOST_DEPTH = 20
 _MOST_ODD = 1_000
 _MOST_LATEX = 3_000  # characters, and 10 for each formula
@@ -73,15 +73,18 @@ class _TangledError(Exception):
 
 def _blocks(text: str) -> tuple[list[tuple[int, str]], Callable[[str], Markup]]:
     """The top-level blocks, each about how many characters it shows and its HTML, and what makes that safe to show."""
-    if len(text) <= _MOST_CHARACTERS and text.count("\n") <= _MOST_LINES and oddities(text) <= _MOST_ODD:
-        try:
-            return list(_rendered(text)), cleaned
-        except _TangledError:
-            pass
-    return list(_chunks(text)), Markup
+    try:
+        return list(_rendered(text)), cleaned
+    except _TangledError:
+        return list(_chunks(text)), Markup
 
 
 def _rendered(text: str) -> Iterator[tuple[int, str]]:
+    lines = text.count("\n")
+    if len(text) > _MOST_CHARACTERS or lines > _MOST_LINES or lines * text.count("$$") > _MOST_STEPS:
+        raise _TangledError
+    if oddities(text) > _MOST_ODD:
+        raise _TangledError
     md = _parser()
     env: EnvType = {"rows_read": 0, "cells": 0, "latex": 0, "seconds": _COLOUR_SECONDS}
     block: list[Token] = []
@@ -149,7 +152,7 @@ def _check_blocks(state: StateCore) -> None:
             token.attrSet("value", token.info)
         if token.level == 0 and token.nesting == 1:
             token.attrSet("dir", "auto")
-    if work > _MOST_WORK or steps > _MOST_BRACKET_STEPS:
+    if work > _MOST_WORK or steps > _MOST_STEPS:
         raise _TangledError
 
 
@@ -213,6 +216,8 @@ def _fence(_: RendererProtocol, tokens: Sequence[Token], index: int, options: Op
 
 def _formula(_: RendererProtocol, tokens: Sequence[Token], index: int, options: OptionsDict, env: EnvType) -> str:
     token = tokens[index]
+    if token.markup == "$" and is_prose(token.content):
+        return visible(f"${token.content}$")
     env["latex"] += len(token.content) + 10
     made = mathml(token.content, display=token.type != "math_inline") if env["latex"] <= _MOST_LATEX else None
     if made is None:

@@ -207,7 +207,7 @@ def thinned(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overshoot:
-    """Since `step` the reward rose by `reward` while the preference fell by `preference` (a share of comparisons)."""
+    """From around `step` on the reward rose by `reward` while the preference fell by `preference` (share of comparisons)."""
 
     step: int
     reward: float
@@ -232,7 +232,7 @@ def overshoot(reward: Sequence[Point], preference: Sequence[Point]) -> Overshoot
     rise = float(rewards[-size:].mean() - rewards[best : best + size].mean())
     if rise <= 0 or fall <= _SURE * scatter * math.sqrt(2 / size):
         return None
-    return Overshoot(step=int(shared[best + size - 1]), reward=rise, preference=fall)
+    return Overshoot(step=int(shared[best + size // 2]), reward=rise, preference=fall)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

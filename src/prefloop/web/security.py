@@ -18,7 +18,7 @@ from prefloop.web.errors import Caught, answer, wants_json
 from prefloop.web.forms import SAFE, OwnForms
 from prefloop.web.headers import Hardened, KnownHosts
 from prefloop.web.identity import Identity
-from prefloop.web.limits import Limits, Rates
+from prefloop.web.limits import Limits, Pieces, Rates
 from prefloop.web.workspace import Workspace
 
 __all__ = ["Limits", "allowed", "local_path", "protect"]
@@ -35,6 +35,7 @@ def protect(app: Starlette, workspace: Workspace, limits: Limits) -> Starlette:
     app.add_middleware(KnownHosts, names=limits.names)
     app.add_middleware(Caught)
     app.add_middleware(Hardened, secure=limits.secure)
+    app.add_middleware(Pieces)
     return app
 
 

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -27,7 +26,7 @@ from prefloop.web.workspace import Workspace, database_of, open_workspace
 FIRST_PORT = 8765
 _PORTS = 20
 _HEAD_BYTES = 16 * 1024
-_HEAD_SECONDS = 15.0
+_PATIENCE = 15.0  # seconds
 _CONNECTIONS = 512  # more are told to come back later
 
 
@@ -73,11 +72,11 @@ def serve(folder: Path, database: str, place: Place, admin: tuple[str, str] | No
                 print("Stopped. Every answer that was acknowledged is kept.", flush=True)
 
 
-def server_config(workspace: Workspace, limits: Limits, head_seconds: float = _HEAD_SECONDS) -> uvicorn.Config:
-    """How a workspace is served, but for where."""
+def server_config(workspace: Workspace, limits: Limits, seconds: float = _PATIENCE) -> uvicorn.Config:
+    """How a workspace is served, but for where. `seconds`: patience with each connection."""
 
     class Protocol(PunctualProtocol):
-        patience = head_seconds
+        patience = seconds
 
     return uvicorn.Config(
         make_app(workspace, limits),
@@ -96,8 +95,8 @@ def server_config(workspace: Workspace, limits: Limits, head_seconds: float = _H
 
 
 class PunctualProtocol(H11Protocol):
-    """Closes a connection that does not send the head of a request within `patience` seconds from its first byte, or
-    from its beginning; uvicorn itself would wait for ever."""
+    """Gives a connection up whose other side takes longer than `patience` seconds: to send the head of a request, or
+    what is left of one that was answered already, or to read what it asked for. uvicorn itself would wait for ever."""
 
     patience: float
     _alarm: asyncio.TimerHandle | None = None
@@ -110,15 +109,24 @@ class PunctualProtocol(H11Protocol):
         super().data_received(data)
         self._watch()
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._watch()
+
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._calm()
 
     def _watch(self) -> None:
-        if self.conn.their_state is not h11.IDLE:
+        ours = self.cycle is not None and not self.cycle.response_complete and not self.flow.write_paused
+        if ours:
             self._calm()
         elif self._alarm is None:
-            self._alarm = self.loop.call_later(self.patience, self.transport.close)
+            self._alarm = self.loop.call_later(self.patience, self.transport.abort)
 
     def _calm(self) -> None:
         if self._alarm is not None:

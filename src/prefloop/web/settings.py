@@ -61,6 +61,7 @@ SECTIONS: Mapping[str, tuple[Field, ...]] = {
         Field("lease_minutes", "Lease in minutes", "number"),
         Field("hold_hours", "Longest hold in hours", "number"),
     ),
+    "Conversations": (Field("red_team", "Checkpoints, one a line", "lines"),),
 }
 FIELDS = {field.name: field for fields in SECTIONS.values() for field in fields}
 RATIONALES = ("off", "optional", "required")

@@ -12,7 +12,8 @@ from starlette.routing import Route
 from prefloop.configs.campaign import CampaignConfig
 from prefloop.store.campaigns import Campaign
 from prefloop.types import Json
-from prefloop.web import render, settings
+from prefloop.web import settings
+from prefloop.web.differences import differences
 from prefloop.web.forms import field
 from prefloop.web.security import allowed
 from prefloop.web.templating import page, workspace
@@ -70,7 +71,7 @@ def _changes(before: CampaignConfig | None, after: CampaignConfig) -> list[Chang
         return []
     old, new = settings.shown(before), settings.shown(after)
     return [
-        Change(setting.label, *render.differences(_said(setting.kind, old[name]), _said(setting.kind, new[name])))
+        Change(setting.label, *differences(_said(setting.kind, old[name]), _said(setting.kind, new[name])))
         for name, setting in settings.FIELDS.items()
         if old[name] != new[name]
     ]

@@ -16,7 +16,8 @@ from prefloop.store.answers import AnswerError
 from prefloop.store.campaigns import Campaign
 from prefloop.store.overview import PAGE, STATES, Filter, ItemRow
 from prefloop.types import CANT_JUDGE, Json, PrefloopError
-from prefloop.web import answerform, render
+from prefloop.web import answerform
+from prefloop.web.differences import differences, similar
 from prefloop.web.forms import field
 from prefloop.web.pages.campaign import campaign_of, shell
 from prefloop.web.security import allowed
@@ -122,7 +123,7 @@ def _item(request: Request, campaign: Campaign, problems: Mapping[str, str] | No
     row = work.overview.item(campaign.run, _number(request.path_params["number"]))
     labels = work.overview.labels(campaign.run, row.comparison.id)
     texts = [answer.text for answer in row.comparison.items]
-    similar = len(texts) == 2 and render.similar(*texts)
+    alike = len(texts) == 2 and similar(*texts)
     form = request.state.form if problems else None
     return shell(
         request,
@@ -131,7 +132,7 @@ def _item(request: Request, campaign: Campaign, problems: Mapping[str, str] | No
         status=400 if problems else 200,
         row=row,
         labels=[(label, verdict(label.content)) for label in labels],
-        differences=render.differences(*texts) if similar else None,
+        differences=differences(*texts) if alike else None,
         strengths=answerform.strengths(campaign.config.ties),
         given=answerform.read(form, campaign.config, len(texts)) if form is not None else answerform.written(None),
         mine=next((label for label in labels if label.annotator == name and label.latest), None),

@@ -18,11 +18,14 @@ if (message) {
 
 (document.getElementById("error") ?? document.getElementById(location.hash.slice(1)))?.focus();
 
-// What somebody has changed in a form and not saved.
+// What somebody has changed in a form and not saved, but for a form that is being sent.
+let sent = null;
 function unsaved() {
-  const fields = [...document.querySelectorAll(".marks textarea, .marks input[type=checkbox]")];
+  const fields = [...document.querySelectorAll(".marks textarea, .marks input[type=checkbox]")].filter((one) => one.form !== sent);
   return fields.some((one) => (one.type === "checkbox" ? one.checked !== one.defaultChecked : one.value !== one.defaultValue));
 }
+addEventListener("submit", (event) => { sent = event.target; });
+addEventListener("beforeunload", (event) => { if (unsaved()) event.preventDefault(); });
 
 async function waiting() {
   try {
