@@ -17,7 +17,11 @@ from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
 
 from prefloop.store.campaigns import Item
 from prefloop.types import CANT_JUDGE
+from prefloop.web.limits import Limits
+from prefloop.web.serve import server_config
+from prefloop.web.workspace import Workspace
 from tests.web.labeling import Labeling, comparison, make_labeling, many, plain
+from tests.web.serving import Server
 
 WAIT = 15_000
 
@@ -29,15 +33,15 @@ class Site:
         self.here, self._browser = here, browser
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
-            self._port = free.getsockname()[1]
+            self.url = f"http://127.0.0.1:{free.getsockname()[1]}"
         self._contexts: list[BrowserContext] = []
         self.errors: list[str] = []
         self.start()
 
     def start(self) -> None:
-        settings = uvicorn.Config(self.here.app, port=self._port, log_level="error", timeout_graceful_shutdown=1)
-        self._server = uvicorn.Server(settings)
-        self._thread = threading.Thread(target=self._server.run)
+        listener = socket.create_server(("127.0.0.1", int(self.url.rpartition(":")[2])))
+        self._server = uvicorn.Server(server_config(self.here.workspace, Limits(), 15.0))
+        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [listener]})
         self._thread.start()
         while not self._server.started:
             time.sleep(0.01)
@@ -47,15 +51,19 @@ class Site:
         self._thread.join()
 
     def context(self, name: str = "ada", **named: Any) -> BrowserContext:
-        made = self._browser.new_context(base_url=f"http://127.0.0.1:{self._port}", **named)
+        made = self._browser.new_context(base_url=self.url, **named)
         made.set_default_timeout(WAIT)
         self._contexts.append(made)
         self.sign_in(made, name)
         return made
 
     def sign_in(self, context: BrowserContext, name: str = "ada") -> None:
-        cookie, value = self.here.cookie(name)
-        context.add_cookies([{"name": cookie, "value": value, "url": f"http://127.0.0.1:{self._port}"}])
+        server = Server(self.url, self.here.workspace)
+        visitor = server.visitor("labeler", name)
+        context.add_cookies(
+            [{"name": key, "value": value, "url": self.url} for key, value in visitor.cookies.items() if value]
+        )
+        visitor.close()
 
     def begin(self, context: BrowserContext | None = None, **named: Any) -> Page:
         """A page with the labeler's next task."""
@@ -71,19 +79,18 @@ class Site:
         for context in self._contexts:
             context.close()
         self.stop()
-        self.here.workspace.store.close()
 
 
 Stage = Callable[..., Site]
 
 
 @pytest.fixture
-def stage(tmp_path: Path, browser: Browser) -> Iterator[Stage]:
+def stage(workspace: Workspace, browser: Browser) -> Iterator[Stage]:
     """Makes the scene of a test, served: stage(config, comparisons, items)."""
     made: list[Site] = []
 
-    def make(*arguments: Any, **named: Any) -> Site:
-        made.append(Site(make_labeling(tmp_path, *arguments, **named), browser))
+    def make(*scene: Any) -> Site:
+        made.append(Site(make_labeling(workspace, *scene), browser))
         return made[-1]
 
     yield make
@@ -458,7 +465,7 @@ def test_line_30_an_answer_survives_the_end_of_the_session(stage: Stage) -> None
     site = stage(plain(), many(2))
     context = site.context()
     page = site.begin(context)
-    site.here.workspace.sessions.end_all("ada", by="ada")
+    site.here.workspace.sessions.end_all("ada", by="prefloop")
     fill_in(page)
     page.keyboard.press("Escape")
     before = page.url
@@ -695,7 +702,7 @@ def test_new_guidelines_stand_open_once(stage: Stage) -> None:
     site = stage(plain(guidelines="First."), many(3))
     page = site.begin()
     expect(page.locator("#guidelines .text")).to_be_hidden()
-    site.here.workspace.campaigns.change(site.here.campaign.run, plain(guidelines="Second."), by="ada")
+    site.here.workspace.campaigns.change(site.here.campaign.run, plain(guidelines="Second."), by="prefloop")
     for visible in (True, False):
         page.keyboard.press("1")
         onward(page, lambda: page.keyboard.press("Enter"))
