@@ -7,7 +7,6 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -228,11 +227,47 @@ def test_keys_do_nothing_in_text_fields_with_modifiers_or_under_the_dialog(stage
     page.keyboard.press("1")
     page.keyboard.press("Escape")
     expect(page.get_by_role("dialog", name="Keys")).to_be_hidden()
-    assert page.locator("input:checked").count() == 0
+    assert page.locator("#task input:checked").count() == 0
     assert page.get_by_label("Why?").input_value() == "1 2 9 0 u g ? b n\n"
     page.keyboard.press("g")
     expect(page.locator("#guidelines .text")).to_be_visible()
     assert not site.here.rows("judgments")
+
+
+def test_keys_can_be_turned_off(stage: Stage) -> None:
+    site = stage(plain(), many(1))
+    page = site.begin()
+    page.keyboard.press("?")
+    page.get_by_label("Keys act").uncheck()
+    page.keyboard.press("Escape")
+    page.keyboard.press("1")
+    page.reload()
+    page.keyboard.press("1")
+    assert page.locator(".axis input:checked").count() == 0
+    page.get_by_role("button", name="Keys").click()
+    page.get_by_label("Keys act").check()
+    page.keyboard.press("Escape")
+    page.keyboard.press("1")
+    expect(page.locator(".axis input:checked")).to_have_value("-4")
+
+
+def test_line_31_a_page_of_an_older_version_loads_the_new_one_with_what_was_typed(stage: Stage) -> None:
+    site = stage(plain(axes=("overall",)), many(1))
+    page = site.begin()
+    page.keyboard.press("2")
+    page.get_by_label("Why?").fill("kept")
+    site.here.pass_time(1000)
+    site.here.workspace.campaigns.change(site.here.campaign.run, plain(axes=("kind", "overall")), by="prefloop")
+    site.here.workspace.desk.next_task(site.here.campaign, "ada")  # in another tab
+    page.get_by_role("button", name="Submit").click()
+    expect(page.get_by_text("What this campaign asks has changed")).to_be_visible()
+    expect(page.get_by_label("Why?")).to_have_value("kept")
+    assert page.locator("[data-axis=overall] input:checked").input_value() == "-3"
+    assert page.locator("[data-axis=kind] input:checked").count() == 0
+    page.keyboard.press("6")
+    onward(page, lambda: page.get_by_role("button", name="Submit").click())
+    (row,) = site.here.rows("judgments")
+    assert row["campaign_version"] == 2 and set(row["content"]["axes"]) == {"kind", "overall"}
 
 
 def rank_rows(page: Page) -> list[int]:
@@ -494,6 +529,9 @@ def test_line_30_the_back_button_is_harmless_and_an_old_page_shows_what_was_said
     expect(page.locator(".axis input:checked")).to_have_value("-3")
     onward(page, lambda: page.get_by_role("link", name="Change it").click())
     page.keyboard.press("9")
+    page.reload()  # the browser alone has what is to replace an answer
+    expect(page.locator(".axis input:checked")).to_have_value("4")
+    assert [j.strength for j in site.here.judgments().values()] == [3]
     onward(page, lambda: page.get_by_role("button", name="Save the change").click())
     assert task_of(page) == second
     assert [j.strength for j in site.here.judgments().values()] == [4]
