@@ -76,10 +76,7 @@ def write_run(
 
 def answers(who: str, count: int) -> list[dict[str, Any]]:
     """Two answers to each prompt; the first one's is hostile."""
-    texts = [
-        "{who} says: water it *less*, and give it more light.\n\n1. Check the soil.\n2. Wait.",
-        "{who}: it depends.",
-    ]
+    texts = ["{who} says: water it *less*, and give it more light.\n\n1. Look at it.\n2. Wait.", "{who}: it depends."]
     return [
         {
             "step": 0,
