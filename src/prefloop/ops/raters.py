@@ -127,8 +127,10 @@ def pair_posterior(
     if_first = who * 2 + np.asarray(turned, dtype=np.int64)[says]
     if_second = if_first ^ 1
     fixed = np.full(units.size, np.nan)
-    for one, first_is_better in (known or {}).items():
-        fixed[units == one] = first_is_better
+    if known:
+        names, answers = np.array(list(known)), np.array(list(known.values()), dtype=float)
+        _, place, which = np.intersect1d(units, names, return_indices=True)
+        fixed[place] = answers[which]
     first = (np.bincount(row, for_first, units.size) + 1) / (np.bincount(row, minlength=units.size) + 2)
     objective: list[float] = []
     while True:
