@@ -163,7 +163,8 @@ def side_bias(left: ArrayLike) -> Figure:
 
 def _by_side(if_first: Ints, if_second: Ints, first: Floats, second: Floats, raters: int) -> Floats:
     """[2 L] Sums of weights by rater and the side on which the better one stands."""
-    return np.asarray(np.bincount(if_first, first, 2 * raters) + np.bincount(if_second, second, 2 * raters), dtype=float)
+    sums = np.bincount(if_first, first, 2 * raters) + np.bincount(if_second, second, 2 * raters)
+    return np.asarray(sums, dtype=float)
 
 
 def _settled(objective: list[float], tolerance: float) -> bool:

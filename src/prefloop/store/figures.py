@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,9 +56,9 @@ class Agreement:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelerFigures:
     """One labeler. labels: that stand; seconds: median from hand-out to answer; per_hour: over PACE_HOURS. majority:
-    agreement with what most others said of an item; left: share of preferences for the left answer; gold: share of known
-    answers that the first try met; repeats: share of items shown again that were answered alike; ties: share of labels;
-    accuracy: P(prefers the better answer) by pair_posterior; reliability and bias: by rater_effects."""
+    agreement with what most others said of an item; left: share of preferences for the left answer; gold: share of
+    known answers that the first try met; repeats: share of items shown again that were answered alike; ties: share of
+    labels; accuracy: P(prefers the better answer) by pair_posterior; reliability and bias: by rater_effects."""
 
     name: str
     group: str
@@ -100,8 +100,8 @@ class CampaignFigures:
     """A run's figures, from the labels that stand: latest versions, not withdrawn, neither gold nor repeats.
 
     axes, in their order, and slices (on the first axis) by name; ratings (1 to 7) where asked for; pairs of labelers;
-    models: Bradley-Terry strength of each checkpoint, logits, mean 0; review: items with two labels or more that differ,
-    the most disputed first, and `disputed`, how many there are."""
+    models: Bradley-Terry strength of each checkpoint, logits, mean 0; review: items whose labels differ, the most
+    disputed first, and `disputed`, how many there are."""
 
     run: str
     labels: int
@@ -163,9 +163,9 @@ def compute(run: str, labels: Labels) -> CampaignFigures:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Choices:
-    """Labels of two answers each, one entry a pair: of a ranking, every pair in it. row: place in Labels; unit: the pair
-    of answers; strength: above 0 for `one`, below for `other` (places in the comparison); left: 1 where `one` stood left,
-    -1 right, 0 in rankings."""
+    """Labels of two answers each, one entry a pair: of a ranking, every pair in it. row: place in Labels; unit: the
+    pair of answers; strength: above 0 for `one`, below for `other` (places in the comparison); left: 1 where `one`
+    stood left, -1 right, 0 in rankings."""
 
     row: NDArray[np.int64]
     unit: NDArray[np.int64]
@@ -192,7 +192,7 @@ def _current(labels: Labels) -> NDArray[np.bool_]:
     last[:-1] = key[order][1:] != key[order][:-1]
     kept = np.zeros(order.size, dtype=bool)
     kept[order[last]] = True
-    return kept & ~labels.withdrawn
+    return np.asarray(kept & ~labels.withdrawn)
 
 
 def _choices(labels: Labels, kept: NDArray[np.bool_]) -> _Choices:
@@ -203,12 +203,13 @@ def _choices(labels: Labels, kept: NDArray[np.bool_]) -> _Choices:
     rows = np.flatnonzero(kept & (labels.values[:, 0] != NONE))
     left = np.where(labels.first[rows] == NONE, 0, 1 - 2 * labels.first[rows].astype(np.int64))
     parts.append((rows, labels.values[rows, 0].astype(np.int64), 0, 1, 0, left))
-    for place, (one, other) in enumerate(combinations(range(width), 2)):
-        ranks = labels.ranking[:, [one, other]].astype(np.int64)
+    for number, (a, b) in enumerate(combinations(range(width), 2)):
+        ranks = labels.ranking[:, [a, b]].astype(np.int64)
         rows = np.flatnonzero(kept & (ranks != NONE).all(axis=1))
-        parts.append((rows, np.sign(ranks[rows, 1] - ranks[rows, 0]), one, other, 1 + place, np.zeros_like(rows)))
+        parts.append((rows, np.sign(ranks[rows, 1] - ranks[rows, 0]), a, b, 1 + number, np.zeros_like(rows)))
     row = np.concatenate([part[0] for part in parts])
-    one, other, place = (np.repeat([part[k] for part in parts], [part[0].size for part in parts]) for k in (2, 3, 4))
+    sizes = [part[0].size for part in parts]
+    one, other, place = (np.repeat([part[k] for part in parts], sizes) for k in (2, 3, 4))
     return _Choices(
         row=row,
         unit=labels.item[row] * span + place,
@@ -381,17 +382,19 @@ def _gold(labels: Labels, size: int) -> list[Figure]:
     """First tries at known answers: right where every pair that the known ranking orders is ordered alike."""
     tries = _choices(labels, (labels.version == 1) & (labels.status == STATUSES["gold"]))
     known = _truth(labels, tries)
-    missed = (known != NONE) & (tries.sign != known) & ((known != 0) | (tries.left != 0))
+    of_two = labels.values[tries.row, 0] != NONE
+    missed = (tries.sign != known) & ((known != 0) | of_two)
     return _all_met(labels, tries.of(known != NONE), missed[known != NONE], size, "no known answers were asked for")
 
 
 def _truth(labels: Labels, choices: _Choices) -> NDArray[np.int64]:
-    """What is known of each pair: 1 where `one` is the better, -1 `other`, 0 neither; NONE of items that are not gold."""
-    ranks = np.full((len(labels.items.ids), max(labels.items.checkpoints.shape[1], 2)), NONE, dtype=np.int64)
+    """What is known of each pair: 1 where `one` is the better, -1 `other`, 0 neither; NONE where nothing is."""
+    width = max(map(len, labels.items.gold.values()), default=0)
+    ranks = np.full((len(labels.items.ids), max(labels.items.checkpoints.shape[1], width)), NONE, dtype=np.int64)
     for place, ranking in labels.items.gold.items():
         ranks[place, : len(ranking)] = ranking
     one, other = ranks[choices.item, choices.one], ranks[choices.item, choices.other]
-    return np.where((one == NONE) | (other == NONE), NONE, np.sign(other - one))
+    return np.asarray(np.where((one == NONE) | (other == NONE), NONE, np.sign(other - one)))
 
 
 def _all_met(labels: Labels, choices: _Choices, missed: NDArray[np.bool_], size: int, reason: str) -> list[Figure]:
@@ -405,8 +408,8 @@ def _repeats(labels: Labels, judged: _Choices, now: NDArray[np.bool_], size: int
     """Items shown again whose every pair was answered as the first time."""
     again = labels.repeat[judged.row] == 1
     first, second = judged.of(~again), judged.of(again)
-    key = (choices.unit * (size + 1) + choices.rater for choices in (first, second))
-    _, a, b = np.intersect1d(*key, return_indices=True)
+    keys = [choices.unit * (size + 1) + choices.rater for choices in (first, second)]
+    _, a, b = np.intersect1d(keys[0], keys[1], return_indices=True)
     both = np.zeros(second.unit.size, dtype=bool)
     both[b] = True
     differs = np.zeros(second.unit.size, dtype=bool)
@@ -430,9 +433,7 @@ def _pace(labels: Labels, now: NDArray[np.bool_], size: int) -> list[tuple[float
     rows = np.flatnonzero(now)
     rows = rows[np.argsort(labels.labeler[rows], kind="stable")]
     ends = np.searchsorted(labels.labeler[rows], np.arange(size + 1))
-    return [
-        _one_pace(labels.at[rows[a:b]], labels.seconds[rows[a:b]]) for a, b in zip(ends[:-1], ends[1:], strict=True)
-    ]
+    return [_one_pace(labels.at[rows[a:b]], labels.seconds[rows[a:b]]) for a, b in pairwise(ends)]
 
 
 def _one_pace(at: NDArray[np.float64], seconds: NDArray[np.float64]) -> tuple[float, float]:
@@ -465,12 +466,10 @@ def _review(labels: Labels, choices: _Choices, stands: NDArray[np.bool_]) -> lis
     apart = against * forth + (against + forth) * tied / 2
     pairs = total * (total - 1) / 2
     item, size = choices.item[first], len(labels.items.ids)
-    apart, pairs = np.bincount(item, apart, minlength=size), np.bincount(item, pairs, minlength=size)
     labeled = np.bincount(labels.item[stands], minlength=size)
-    share_apart = apart / np.maximum(pairs, 1)
-    order = np.lexsort((np.arange(size), -labeled, -share_apart))
+    disagreement = np.bincount(item, apart, size) / np.maximum(np.bincount(item, pairs, size), 1)
+    order = np.lexsort((np.arange(size), -labeled, -disagreement))
     return [
-        Review(comparison_id=labels.items.ids[k], labels=int(labeled[k]), disagreement=float(share_apart[k]))
-        for k in order
-        if apart[k] > 0
+        Review(comparison_id=labels.items.ids[k], labels=int(labeled[k]), disagreement=float(disagreement[k]))
+        for k in order[: np.count_nonzero(disagreement)]
     ]

@@ -187,7 +187,8 @@ class LabelTable:
         columns: Sequence[Sequence[Any]] = list(zip(*rows, strict=True)) if rows else [()] * len(names)
         column = dict(zip(names, columns, strict=True))
         parts = {name: [_loaded(one) or () for one in column[name]] for name in asked}
-        said, known = parts.get("axes", [()] * len(rows)), self._names
+        said: Sequence[Any] = parts.get("axes", [()] * len(rows))
+        known = self._names
         for name in dict.fromkeys(column["annotator"]):
             known.setdefault(name, len(known))
         others = [[_whole(one[axis]) if axis in one else NONE for one in said] for axis in self._config.axes[1:]]
