@@ -48,7 +48,7 @@ def read_rows(source: str | Path) -> Rows:
     if str(source).startswith(PUBLISHED):
         return _some(_published(str(source)), source)
     path = Path(source)
-    if path.is_dir():
+    if _is(path.is_dir):
         return _some(_saved(path), path)
     ending = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
     if ending == ".json":
@@ -152,12 +152,15 @@ def _opened(path: Path) -> Iterator[io.BufferedReader]:
         raise PrefloopError(f"{path}: cannot be read ({error}); fetch or write it again.") from error
 
 
-def _check_file(path: Path) -> None:
+def _is(asked: Callable[[], bool]) -> bool:
     try:
-        there = path.is_file()
-    except OSError as error:
-        raise PrefloopError(f"{path}: cannot be read ({error.strerror}); check the path.") from error
-    if not there:
+        return asked()
+    except OSError:  # a name that is too long, a folder that may not be looked into
+        return False
+
+
+def _check_file(path: Path) -> None:
+    if not _is(path.is_file):
         raise PrefloopError(f"{path}: no such file; check the path.")
 
 
@@ -380,7 +383,7 @@ def _names(folder: Path, file: str, read: Any) -> list[str]:
     except (KeyError, TypeError) as error:
         raise PrefloopError(f"{place}: not written by `datasets` ({error!r}); save the data set again.") from error
     for name in names:
-        if Path(name).name != name or (folder / name).resolve().parent != folder.resolve():
+        if "\0" in name or Path(name).name != name or (folder / name).resolve().parent != folder.resolve():
             raise PrefloopError(f"{place}: {name!r} leads out of this folder; save the data set again.")
     return names
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from prefloop.annotators.simulated import Annotator, judge
 from prefloop.configs.collect import LabelConfig
 from prefloop.data.jsonl import content_id, make_completion, read_preferences, write_jsonl
 from prefloop.data.pairing import comparison_id, first_wins, pair_completions
 from prefloop.data.rows import read_rows
-from prefloop.ops.statistics import krippendorff_alpha
+from prefloop.ops.agreement import krippendorff_alpha, percent_agreement, tally
 from prefloop.rewards.rubric import rubric
 from prefloop.run import Run, progress
 from prefloop.stages import people
@@ -56,7 +56,7 @@ def _by_panel(config: LabelConfig, run: Run, comparisons: Sequence[Comparison]) 
         {
             "comparisons": len(comparisons),
             "judgments": len(judgments),
-            **agreement(comparisons, judgments),
+            **agreement(judgments),
             "annotators": _accuracies(comparisons, judgments, scores),
             "simulated": all(preference.simulated for preference in preferences),
         }
@@ -77,7 +77,7 @@ def _by_people(config: LabelConfig, run: Run, comparisons: Sequence[Comparison])
         {
             "comparisons": len(labels.comparisons),
             "judgments": len(labels.judgments),
-            **agreement(labels.comparisons, labels.judgments),
+            **agreement(labels.judgments),
             "annotators": {name: {"n": n} for name, n in sorted(counts.items())},
             "demonstrations": len(written),
             "negatives": len(labels.negatives),
@@ -172,22 +172,14 @@ def _votes(
     return ((comparison, votes[comparison.id]) for comparison in comparisons if comparison.id in votes)
 
 
-def agreement(comparisons: Sequence[Comparison], judgments: Sequence[Judgment]) -> dict[str, float | None]:
-    """Mean share of annotator pairs that agree, and Krippendorff's nominal alpha; null with a single annotator, and
-    alpha also where all chose the same, which leaves it undefined."""
-    names = sorted({j.annotator for j in judgments})
-    votes = {(j.annotator, j.comparison_id): first_wins(j.ranking, j.probability) for j in judgments}
-    same = [
-        votes[a, c.id] == votes[b, c.id]
-        for a, b in itertools.combinations(names, 2)
-        for c in comparisons
-        if (a, c.id) in votes and (b, c.id) in votes
-    ]
-    if not same:
-        return {"agreement": None, "krippendorff_alpha": None}
-    ratings = [[votes.get((name, c.id)) for c in comparisons] for name in names]
-    alpha = krippendorff_alpha(ratings, level="nominal")
-    return {"agreement": sum(same) / len(same), "krippendorff_alpha": None if math.isnan(alpha) else alpha}
+def agreement(judgments: Sequence[Judgment]) -> dict[str, float | None]:
+    """Share of pairs of labels of one comparison that agree on the better item, or on a tie, and Krippendorff's nominal
+    alpha; null where no comparison has two labels, and alpha also where all chose the same: it is undefined then."""
+    choices = np.sign([first_wins(j.ranking, j.probability) - 0.5 for j in judgments])
+    table = tally([j.comparison_id for j in judgments], choices)
+    found = {"agreement": percent_agreement(table, resamples=0)}
+    found["krippendorff_alpha"] = krippendorff_alpha(table, resamples=0)
+    return {name: None if figure.reason else figure.value for name, figure in found.items()}
 
 
 def _accuracies(
