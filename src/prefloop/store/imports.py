@@ -11,6 +11,7 @@ from sqlalchemy import bindparam, update
 
 from prefloop.data import tables as files
 from prefloop.data.found import Found, in_order
+from prefloop.data.identity import names_a_model
 from prefloop.data.layouts import read_row
 from prefloop.data.pairing import comparison_id, pair_completions, rank_completions
 from prefloop.data.rows import PUBLISHED, read_rows
