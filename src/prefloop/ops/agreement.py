@@ -59,8 +59,9 @@ def tally(unit: ArrayLike, value: ArrayLike, cluster: ArrayLike | None = None) -
     patterns, which, times = _distinct(counts.reshape(units.size, values.size))
     contents = sparse.eye_array(times.size, dtype=np.int64, format="csr")
     if cluster is not None:
-        owner = np.unique(np.asarray(cluster)[first], return_inverse=True)[1]
-        held = sparse.coo_array((np.ones(owner.size, dtype=np.int64), (owner, which))).tocsr()
+        clusters, owner = np.unique(np.asarray(cluster)[first], return_inverse=True)
+        ones, shape = np.ones(owner.size, dtype=np.int64), (clusters.size, times.size)
+        held = sparse.coo_array((ones, (owner, which)), shape=shape).tocsr()
         _, kept, times = np.unique(held @ _marks(times.size), return_index=True, return_counts=True)
         contents = held[kept]
     return Tally(values=values, patterns=patterns.astype(float), contents=contents, times=times)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -309,7 +310,7 @@ def _models(labels: Labels, choices: _Choices) -> tuple[dict[str, Figure], dict[
     by_rater = {}
     for k, name in enumerate(effects.raters):
         log = _within(float(np.log(effects.reliability[k])), effects.log_reliability_error[k], int(given[k]))
-        reliability = Figure(value=np.exp(log.value), low=np.exp(log.low), high=np.exp(log.high), n=log.n)
+        reliability = Figure(value=math.exp(log.value), low=math.exp(log.low), high=math.exp(log.high), n=log.n)
         by_rater[int(name)] = reliability, _within(effects.bias[k], effects.bias_error[k], int(given[k]))
     return names, by_rater
 
