@@ -183,7 +183,7 @@ def test_labelers_without_an_account_have_a_page(workspace: Workspace, client: C
 
 
 def test_pausing_a_labeler(workspace: Workspace, client: Client, disputed: Campaign) -> None:
-    reviewer = client("reviewer")
+    reviewer, _ = client("reviewer"), client("admin")
     address = f"/c/{disputed.id}/labelers/ann"
     assert send(reviewer, address, {"do": "pause"}).status_code == 303
     account = workspace.accounts.find("ann")

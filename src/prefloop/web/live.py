@@ -16,6 +16,7 @@ from prefloop.web.jobs import Jobs
 _AT_ONCE = 0.7  # seconds in which the figures of a small campaign are there
 _SOONEST = 5.0
 _SHARE = 0.05  # of the time goes into figures, at most
+_AFTER_FAILURE = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +36,7 @@ class Live:
         self._engine, self._overview, self._jobs = engine, overview, jobs
         self._lock, self._computing = threading.Lock(), threading.Lock()
         self._runs: dict[str, Figures] = {}
+        self._began: dict[str, float] = {}
         self._made: dict[str, tuple[CampaignFigures, Mapping[str, int], float, float]] = {}
 
     def of(self, run: str) -> tuple[Shown | None, bool]:
@@ -42,7 +44,9 @@ class Live:
         with self._lock:
             made, job = self._made.get(run), self._jobs.last(f"figures {run}")
             running = job is not None and job.running
-            if not running and self._due(run):
+            failed = job is not None and job.failed and time.monotonic() - self._began[run] < _AFTER_FAILURE
+            if not running and not failed and self._due(run):
+                self._began[run] = time.monotonic()
                 job = self._jobs.start(f"figures {run}", "Figures", lambda: self._compute(run))
                 running = True
         if made is None and job is not None:
