@@ -58,6 +58,15 @@ def test_help_of_a_whole_run_lists_the_recipes_keys(command: str) -> None:
     assert {"name", "controls", "engine.dtype", *STAGES} <= set(words)
 
 
+@pytest.mark.parametrize("words", [["quickstart"], ["label", "recipe.toml"]])
+def test_who_compares_is_an_option_and_short_for_a_key(words: list[str]) -> None:
+    done = runner.invoke(cli.app, [*words, "--annotator", "robots"])
+    assert done.exit_code == 2 and "people" in done.stderr
+    assert "--annotator" in runner.invoke(cli.app, [words[0], "--help"]).stdout
+    assert cli._by("people", ["seed=1"]) == ["seed=1", "label.annotator=people"]
+    assert cli._by(None, None) == []
+
+
 @pytest.mark.parametrize("command", ["run", *sorted(STAGES)])
 def test_a_mistake_is_one_line_and_one_json_object(command: str, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.toml"

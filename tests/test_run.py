@@ -235,6 +235,24 @@ def test_progress_without_a_terminal_is_plain_lines(
     assert " steps/s, " in second
 
 
+def test_progress_may_grow_shrink_and_take_long(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(prefloop.run, "_LINE_EVERY", 0.0)
+    with progress(10, "labels", done=4) as ticker:
+        ticker.show(5, 40, "campaign paused")
+        ticker.show(3, 40)
+    grown, shrunk = capsys.readouterr().err.splitlines()
+    assert grown.startswith("5/40 labels, ") and grown.endswith(" left, campaign paused")
+    assert shrunk.startswith("3/40 labels, ") and shrunk.endswith("time left unknown")
+    assert [prefloop.run._time(seconds) for seconds in (59.6, 570, 5940, 7500)] == [
+        "60 s",
+        "10 min",
+        "99 min",
+        "2 h 5 min",
+    ]
+
+
 def test_progress_on_a_terminal_is_a_bar() -> None:
     import pty
 

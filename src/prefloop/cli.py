@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 from typer.core import TyperCommand
@@ -39,6 +39,10 @@ RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe (TOML
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key, for example ppo.kl.target=4; repeatable."),
+]
+Annotator = Annotated[
+    Literal["simulated", "people"] | None,
+    typer.Option("--annotator", help="Who compares answers; short for --set label.annotator=..."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and everything else on stderr.")]
 RunPath = Annotated[
@@ -85,21 +89,19 @@ class RecipeCommand(TyperCommand):
 
 def _stage_command(stage: str) -> Callable[..., None]:
     def command(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
-        def work() -> Mapping[str, Any]:
-            from prefloop.configs.load import load_recipe
-
-            loaded = load_recipe(recipe, overrides or ())
-            from prefloop.stages.pipeline import run_stage
-
-            return run_stage(loaded, stage)
-
-        finish(work, as_json)
+        finish(lambda: _run_stage(recipe, overrides or [], stage), as_json)
 
     return command
 
 
+def _label(
+    recipe: RecipePath, annotator: Annotator = None, overrides: Overrides = None, as_json: AsJson = False
+) -> None:
+    finish(lambda: _run_stage(recipe, _by(annotator, overrides), "label"), as_json)
+
+
 for _stage, _help in STAGE_HELP.items():
-    app.command(_stage, help=_help, cls=RecipeCommand)(_stage_command(_stage))
+    app.command(_stage, help=_help, cls=RecipeCommand)(_label if _stage == "label" else _stage_command(_stage))
 
 
 @app.command("run", cls=RecipeCommand)
@@ -109,9 +111,9 @@ def run(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False
 
 
 @app.command("quickstart", cls=RecipeCommand)
-def quickstart(overrides: Overrides = None, as_json: AsJson = False) -> None:
+def quickstart(annotator: Annotator = None, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Run the shipped recipe: the whole loop on a small real model."""
-    finish(lambda: _run_recipe(_quickstart_recipe(), overrides), as_json, _show_report)
+    finish(lambda: _run_recipe(_quickstart_recipe(), _by(annotator, overrides)), as_json, _show_report)
 
 
 @app.command("report")
@@ -139,6 +141,44 @@ def chat(
         from prefloop.stages.chat import run
 
         return run(checkpoint, temperature=temperature, max_tokens=max_tokens, seed=seed)
+
+    finish(work, as_json=False)
+
+
+@app.command("serve")
+def serve(
+    host: Annotated[str, typer.Option(metavar="ADDRESS", help="Address to listen on; 0.0.0.0 is all.")] = "127.0.0.1",
+    port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65535, help="Port to listen on.", show_default="the first free one from 8765 on"),
+    ] = None,
+    names: Annotated[
+        list[str] | None,
+        typer.Option("--name", metavar="NAME", help="Host name under which others reach this server; repeatable."),
+    ] = None,
+    tls_certificate: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Certificate chain (PEM), for https.")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(metavar="FILE", help="Private key of the certificate (PEM).")] = None,
+    add_admin: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Make this account an admin with a password, which is asked for. Needed once before other machines"
+            " may reach the server.",
+        ),
+    ] = None,
+    database: Database = "",
+) -> None:
+    """Serve the labeling app for this folder, and print the link to it. Ctrl-C stops it."""
+    password = typer.prompt("Password", hide_input=True, confirmation_prompt=True) if add_admin else ""
+
+    def work() -> Mapping[str, Any]:
+        from prefloop.web import serve as web
+
+        place = web.Place(host=host, port=port, names=names or (), certificate=tls_certificate, private_key=tls_key)
+        web.serve(Path(), database, place, admin=(add_admin, password) if add_admin else None)
+        return {}
 
     finish(work, as_json=False)
 
@@ -257,6 +297,19 @@ def _label_run(run: Path, store: Any) -> str:
         return str(run)
     folder = run if run.name == "label" else run / "label"
     return str(folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder)
+
+
+def _by(annotator: str | None, overrides: list[str] | None) -> list[str]:
+    return [*(overrides or ()), *([f"label.annotator={annotator}"] if annotator else [])]
+
+
+def _run_stage(path: Path, overrides: list[str], stage: str) -> Mapping[str, Any]:
+    from prefloop.configs.load import load_recipe
+
+    recipe = load_recipe(path, overrides)
+    from prefloop.stages.pipeline import run_stage
+
+    return run_stage(recipe, stage)
 
 
 def _key(file: Path) -> bytes:

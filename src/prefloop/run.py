@@ -26,13 +26,15 @@ from prefloop.data.jsonl import content_id, encode_line, write_atomic
 from prefloop.data.rows import read_jsonl
 from prefloop.types import Json, MetricRow, PrefloopError
 
-__all__ = ["Run", "Ticker", "config_hash", "progress", "write_atomic"]
+__all__ = ["Run", "Ticker", "config_hash", "occupied", "progress", "write_atomic"]
 
 _METRICS, _SAMPLES, _LOCK = "metrics.jsonl", "samples.jsonl", "run.lock"
 _BEGUN = (_METRICS, _SAMPLES, "checkpoints", "checkpoint", "preferences.jsonl", "result.json")
 _OFFERED = ("prefloop.json", "preferences.jsonl", "samples.jsonl")
 _OWN = (_LOCK, "run.json", "config.json", "seconds.json")
+_LOCK_TRIES, _LOCK_PAUSE = 5, 0.05
 _LINE_EVERY = 10.0
+_RATE_OVER = 600.0  # seconds whose rate foretells the time left
 _SECONDS_EVERY = 1.0
 _DIFFERENCES_SHOWN = 3
 
@@ -80,15 +82,33 @@ def _dump(value: Json) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
+def occupied(path: Path) -> bool:
+    """Whether a process works in a run folder; no crash leaves it so. Asking takes the folder's lock, together with
+    others who ask, for an instant that `Run.open` waits out."""
+    try:
+        with (path / _LOCK).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def _locked(path: Path) -> BinaryIO:
     file = (path / _LOCK).open("a+b")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    for _ in range(_LOCK_TRIES):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(_LOCK_PAUSE)
+        else:
+            break
+    else:
         file.seek(0)
         owner = file.read().decode() or "unknown"
         file.close()
-        raise PrefloopError(f"{path}: process {owner} works in this run folder; wait for it or stop it.") from None
+        raise PrefloopError(f"{path}: process {owner} works in this run folder; wait for it or stop it.")
     file.truncate(0)
     file.write(str(os.getpid()).encode())
     file.flush()
@@ -341,10 +361,13 @@ class Ticker:
 
     def advance(self, n: int, note: str = "") -> None:
         """`n` more are done; `note` stands behind the rate until the next one."""
-        self._done += n
-        self._note = note
+        self.show(self._done + n, self._total, note)
+
+    def show(self, done: int, total: int, note: str = "") -> None:
+        """`done` of `total` are done by now; either may have shrunk."""
+        self._done, self._total, self._note = done, total, note
         if self._bar:
-            self._bar.update(self._task, completed=self._done, rate=self._rate_text(), note=note)
+            self._bar.update(self._task, completed=done, total=total, rate=self._rate_text(), note=note)
         elif time.monotonic() - self._shown >= _LINE_EVERY:
             self._shown = time.monotonic()
             print(self._line(), file=sys.stderr, flush=True)
@@ -357,9 +380,17 @@ class Ticker:
 
     def _line(self) -> str:
         left = (self._total - self._done) / self._rate() if self._rate() else math.inf
-        eta = f"{left:.0f} s left" if math.isfinite(left) else "time left unknown"
+        eta = f"{_time(left)} left" if 0 <= left < math.inf else "time left unknown"
         parts = [f"{self._done}/{self._total} {self._unit}", self._rate_text(), eta]
         return ", ".join([*parts, self._note] if self._note else parts)
+
+
+def _time(seconds: float) -> str:
+    """5400 -> 1 h 30 min"""
+    minutes = round(seconds / 60)
+    if minutes < 10:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def _bar() -> Progress:
@@ -371,4 +402,5 @@ def _bar() -> Progress:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
         console=Console(stderr=True),
+        speed_estimate_period=_RATE_OVER,
     )

@@ -7,14 +7,13 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from prefloop.ops.statistics import (
+    Figure,
     calibration_slope,
     cluster_bootstrap,
-    cohen_kappa,
     expected_calibration_error,
-    fleiss_kappa,
-    krippendorff_alpha,
     length_controlled_win_rate,
     pooled_std,
+    share,
     wilson,
     win_rate,
 )
@@ -144,59 +143,10 @@ def test_separable_outcomes_stay_finite() -> None:
         length_controlled_win_rate([1, 0], [3])
 
 
-def test_cohen_kappa_by_hand() -> None:
-    # 20 both yes, 15 both no, 5 and 10 apart: observed 0.7, chance 0.5
-    a = ["yes"] * 25 + ["no"] * 25
-    b = ["yes"] * 20 + ["no"] * 5 + ["yes"] * 10 + ["no"] * 15
-    assert cohen_kappa(a, b) == pytest.approx(0.4)
-    assert cohen_kappa(a, a) == 1
-    assert cohen_kappa([0, 1], [1, 0]) == -1
-    assert math.isnan(cohen_kappa([1, 1], [1, 1]))
-    with pytest.raises(ValueError, match="2 and 1 labels"):
-        cohen_kappa([1, 0], [1])
-
-
-def test_fleiss_kappa_of_the_published_example() -> None:
-    counts = [
-        [0, 0, 0, 0, 14],
-        [0, 2, 6, 4, 2],
-        [0, 0, 3, 5, 6],
-        [0, 3, 9, 2, 0],
-        [2, 2, 8, 1, 1],
-        [7, 7, 0, 0, 0],
-        [3, 2, 6, 3, 0],
-        [2, 5, 3, 2, 2],
-        [6, 5, 2, 1, 0],
-        [0, 2, 2, 3, 7],
-    ]
-    assert fleiss_kappa(counts) == pytest.approx(0.210, abs=5e-4)
-    assert math.isnan(fleiss_kappa([[3, 0], [3, 0]]))
-    with pytest.raises(ValueError, match="equally many"):
-        fleiss_kappa([[3, 0], [1, 1]])
-
-
-KRIPPENDORFF = [
-    [1, 2, 3, 3, 2, 1, 4, 1, 2, None, None, None],
-    [1, 2, 3, 3, 2, 2, 4, 1, 2, 5, None, 3],
-    [None, 3, 3, 3, 2, 3, 4, 2, 2, 5, 1, None],
-    [1, 2, 3, 3, 2, 4, 4, 1, 2, 5, 1, None],
-]
-
-
-@pytest.mark.parametrize(
-    ("level", "alpha"), [("nominal", 0.743), ("ordinal", 0.815), ("interval", 0.849), ("ratio", 0.797)]
-)
-def test_krippendorff_alpha_of_the_published_example(level: str, alpha: float) -> None:
-    assert krippendorff_alpha(KRIPPENDORFF, level) == pytest.approx(alpha, abs=5e-4)  # type: ignore[arg-type]
-
-
-def test_krippendorff_alpha_takes_labels_and_says_when_it_is_undefined() -> None:
-    letters = [[None if rating is None else "abcde"[rating - 1] for rating in rater] for rater in KRIPPENDORFF]
-    assert krippendorff_alpha(letters) == pytest.approx(krippendorff_alpha(KRIPPENDORFF))
-    assert math.isnan(krippendorff_alpha([[1, 1], [1, None]]))
-    assert krippendorff_alpha([[0, 1, 2], [0, 1, 2]], "ratio") == 1
-    with pytest.raises(ValueError, match="one entry per unit"):
-        krippendorff_alpha([[1, 2], [1]])
+def test_a_share_has_wilsons_interval_or_a_reason() -> None:
+    assert share(5, 10) == Figure(value=0.5, low=wilson(5, 10)[0], high=wilson(5, 10)[1], n=10)
+    none = share(0, 0, "nobody came")
+    assert math.isnan(none.value) and math.isnan(none.low) and (none.n, none.reason) == (0, "nobody came")
 
 
 def test_calibration_error_by_hand() -> None:

@@ -37,7 +37,6 @@ from prefloop.models.tiny import tiny_model, tiny_tokenizer
 from prefloop.rewards.learned import LearnedReward
 from prefloop.stages import collect, direct, evaluate, group, label, pipeline, ppo, reward, rollouts, sft
 from prefloop.types import (
-    Comparison,
     Completion,
     Demonstration,
     Judgment,
@@ -659,8 +658,5 @@ def test_ppo_in_bf16_keeps_its_checks(lora: LoraConfig | None) -> None:
 
 
 def test_agreement_of_people_who_always_choose_the_same_has_no_alpha() -> None:
-    prompt = Prompt(id="p", messages=(Message(role="user", content="Hi"),))
-    items = tuple(text_completion(prompt, text) for text in "ab")
-    comparison = Comparison(id="c", prompt=prompt, items=items)
     judgments = [Judgment(comparison_id="c", annotator=name, ranking=(0, 1), shown_order=(0, 1)) for name in "xy"]
-    assert label.agreement([comparison], judgments) == {"agreement": 1.0, "krippendorff_alpha": None}
+    assert label.agreement(judgments) == {"agreement": 1.0, "krippendorff_alpha": None}

@@ -14,6 +14,10 @@ STRENGTHS = ("barely", "slightly", "clearly", "much")
 
 _Share = Annotated[float, Field(ge=0, le=0.5)]
 _Name = Annotated[str, Field(min_length=1, max_length=80)]
+_Path = Annotated[str, Field(min_length=1, max_length=1000)]
+
+BOTH_BAD = "both bad"
+"""A flag that only two answers side by side can have."""
 
 GUIDELINES = """\
 Pick the answer that you would rather have got.
@@ -40,7 +44,7 @@ class CampaignConfig(Config):
     """Whether an axis can end in a tie."""
     rationale: Literal["off", "optional", "required"] = "optional"
     """Whether labelers say why."""
-    flags: tuple[_Name, ...] = Field(default=("both bad", "unsafe"), max_length=8)
+    flags: tuple[_Name, ...] = Field(default=(BOTH_BAD, "unsafe"), max_length=8)
     """What can be marked of a task besides. "can't judge" is always there."""
     rubric: tuple[_Name, ...] = Field(default=(), max_length=12)
     """Hard constraints as boxes to check for each answer, such as "cites its sources"."""
@@ -66,6 +70,9 @@ class CampaignConfig(Config):
     """Show the known answer after a gold item of the calibration round."""
     mix: Mapping[_Name, Annotated[float, Field(gt=0, le=1)]] = Field(default_factory=dict)
     """Shares of kinds of prompts, such as {easy = 0.5, hard = 0.3, adversarial = 0.2}, by the items' `mix`."""
+    red_team: tuple[_Path, ...] = Field(default=(), max_length=8)
+    """Folders of this workspace, such as runs/quickstart/ppo, with checkpoints to converse with and find where they
+    fail. Nobody is told which one it is."""
     lease_minutes: float = Field(default=5, gt=0, le=1440)
     """How long a task is kept for a labeler who is gone; an open page renews it."""
     hold_hours: float = Field(default=4, gt=0, le=168)
@@ -73,7 +80,7 @@ class CampaignConfig(Config):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        for name in ("axes", "flags", "rubric"):
+        for name in ("axes", "flags", "rubric", "red_team"):
             given = getattr(self, name)
             if len(set(given)) < len(given):
                 raise ValueError(f"{name} names one thing twice")

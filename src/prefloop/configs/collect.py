@@ -1,9 +1,10 @@
 """Sampling answers and having them compared."""
 
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from prefloop.configs.campaign import CampaignConfig
 from prefloop.configs.shared import Config, EngineConfig
 
 
@@ -61,12 +62,18 @@ class LabelConfig(Config):
     """A collect run folder, or JSONL of prompts with completions."""
     pairs: int = Field(default=6, ge=1)
     """Pairs drawn per prompt (at most all pairs)."""
+    annotator: Literal["simulated", "people"] = "simulated"
+    """Who compares: the simulated panel, or people at the pages of `prefloop serve`, for whom the stage waits."""
     panel: tuple[AnnotatorConfig, ...] = (
         AnnotatorConfig(name="simulated-85", accuracy=0.85),
         AnnotatorConfig(name="simulated-80", accuracy=0.80),
         AnnotatorConfig(name="simulated-75", accuracy=0.75),
     )
     """Simulated annotators; each judges every pair."""
+    campaign: CampaignConfig = CampaignConfig()
+    """What people are asked, where the run has no campaign yet."""
+    margins: bool = False
+    """Let how much better people found an answer be a margin of the loss: 1 for much, 2/3, 1/3, 0 for barely."""
     database: str = ""
     """SQLAlchemy URL of the label store; empty takes prefloop.db in the workspace."""
     seed: int = 0

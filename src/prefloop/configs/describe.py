@@ -1,7 +1,7 @@
 """Keys, types, defaults and docstrings of a configuration model, for the command line's help and the docs."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
@@ -10,6 +10,8 @@ from pydantic.fields import FieldInfo
 from prefloop.configs.load import SHARED
 from prefloop.configs.pipeline import STAGES
 from prefloop.configs.shared import Config
+
+_LONGEST = 60  # characters of a default
 
 
 class Key(NamedTuple):
@@ -60,7 +62,7 @@ def _kind(annotation: Any) -> str:
         return " or ".join(json.dumps(value) for value in arguments)
     if origin is tuple:
         return f"list of {_kind(arguments[0])}"
-    if origin is dict or (isinstance(annotation, type) and issubclass(annotation, Config)):
+    if origin in (dict, Mapping) or (isinstance(annotation, type) and issubclass(annotation, Config)):
         return "table"
     names = {str: "string", int: "integer", float: "number", bool: "true or false", NoneType: '"none"'}
     return names[annotation]
@@ -73,6 +75,8 @@ def _toml(value: Any) -> str:
         return '"none"'
     if isinstance(value, Config):
         return "{" + ", ".join(f"{key} = {_toml(getattr(value, key))}" for key in type(value).model_fields) + "}"
+    if isinstance(value, str) and len(value) > _LONGEST:
+        value = value[:_LONGEST].rstrip() + "..."
     if isinstance(value, tuple):
         return "[" + ", ".join(map(_toml, value)) + "]"
     return json.dumps(value)

@@ -1,8 +1,8 @@
-"""Win rates, intervals, agreement between raters and calibration, on numpy arrays. Fractions are in 0..1."""
+"""Win rates, intervals and calibration, on numpy arrays. Fractions are in 0..1."""
 
 import math
-from collections.abc import Hashable, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -10,6 +10,27 @@ from scipy.optimize import minimize
 from scipy.special import expit, ndtri
 
 Floats = NDArray[np.float64]
+LEVEL = 0.95
+"""Of the intervals of every Figure."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """A number with its interval at LEVEL, from n observations. NaN where undefined, and `reason` says why."""
+
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+    n: int = 0
+    reason: str = ""
+
+
+def share(successes: float, n: int, reason: str = "there are no labels") -> Figure:
+    """successes / n with Wilson's interval; reason: why there is none where n is 0."""
+    if n == 0:
+        return Figure(value=math.nan, reason=reason)
+    low, high = wilson(successes, n, LEVEL)
+    return Figure(value=successes / n, low=low, high=high, n=n)
 
 
 def win_rate(outcomes: Sequence[Sequence[float]]) -> float:
@@ -123,58 +144,6 @@ def length_controlled_win_rate(outcomes: ArrayLike, length_difference: ArrayLike
     return float(expit(fit.x[0]))
 
 
-def cohen_kappa(a: Sequence[Hashable], b: Sequence[Hashable]) -> float:
-    """(p_o - p_e) / (1 - p_e) of two raters' labels of the same items: Cohen 1960.
-
-    NaN when both always give the same one label (chance agreement is 1). ValueError on no items or unequal numbers.
-    """
-    if not a or len(a) != len(b):
-        raise ValueError(f"cohen_kappa: {len(a)} and {len(b)} labels; give both raters' labels of the same items")
-    observed = sum(x == y for x, y in zip(a, b, strict=True)) / len(a)
-    chance = sum(list(a).count(label) * list(b).count(label) for label in set(a)) / len(a) ** 2
-    return (observed - chance) / (1 - chance) if chance < 1 else math.nan
-
-
-def fleiss_kappa(counts: ArrayLike) -> float:
-    """(mean P_i - P_e) / (1 - P_e), P_i = (sum_j n_ij^2 - n) / (n (n - 1)), P_e = sum_j p_j^2: Fleiss 1971.
-
-    counts [items, categories]: how many of an item's n >= 2 raters chose each category, n the same for all. NaN when
-    only one category occurs. ValueError on other counts.
-    """
-    table = np.asarray(counts, dtype=float)
-    if table.ndim != 2 or table.size == 0 or np.ptp(table.sum(axis=1)) > 0 or table[0].sum() < 2:
-        raise ValueError("fleiss_kappa: every item needs equally many ratings, 2 or more; see krippendorff_alpha")
-    n = table[0].sum()
-    agreement = float(np.mean(((table**2).sum(axis=1) - n) / (n * (n - 1))))
-    chance = float(np.sum((table.sum(axis=0) / table.sum()) ** 2))
-    return (agreement - chance) / (1 - chance) if chance < 1 else math.nan
-
-
-def krippendorff_alpha(
-    ratings: Sequence[Sequence[Any]], level: Literal["nominal", "ordinal", "interval", "ratio"] = "nominal"
-) -> float:
-    """1 - D_o / D_e for any number of raters and missing ratings: Krippendorff 2011, "Computing Krippendorff's alpha".
-
-    ratings [rater][unit], None where missing: numbers (0 or more for the ratio level), or for the nominal level labels
-    of any one sortable type. Units with fewer than two ratings do not count. NaN when fewer than two values occur (no
-    disagreement is possible). ValueError when raters' lists differ in length.
-    """
-    if len({len(rater) for rater in ratings}) > 1:
-        raise ValueError("krippendorff_alpha: give every rater one entry per unit, None where missing")
-    rated = [[rating for rating in unit if rating is not None] for unit in zip(*ratings, strict=True)]
-    units = [unit for unit in rated if len(unit) > 1]
-    values = sorted({rating for unit in units for rating in unit})
-    if len(values) < 2:
-        return math.nan
-    counts = np.array([[unit.count(value) for value in values] for unit in units], dtype=float)
-    shares = counts / (counts.sum(axis=1, keepdims=True) - 1)
-    coincidences = counts.T @ shares - np.diag(shares.sum(axis=0))
-    totals = coincidences.sum(axis=1)
-    distance = _squared_distance(values, totals, level)
-    expected = float((np.outer(totals, totals) * distance).sum() / (totals.sum() - 1))
-    return 1 - float((coincidences * distance).sum()) / expected
-
-
 def expected_calibration_error(prob: ArrayLike, outcome: ArrayLike, bins: int = 10) -> float:
     """sum_b n_b / n |mean prob - mean outcome| over bins of equal mass; equal probabilities share a bin.
 
@@ -194,17 +163,3 @@ def _checked_outcomes(outcomes: ArrayLike) -> Floats:
     if not np.isin(checked, (0.0, 0.5, 1.0)).all():
         raise ValueError("outcomes must be 1 (win), 0.5 (tie) or 0 (loss); count other judgments as one of these first")
     return checked
-
-
-def _squared_distance(values: list[Any], totals: Floats, level: str) -> Floats:
-    if level == "nominal":
-        return np.asarray(1 - np.eye(len(values)))
-    if level == "ordinal":
-        ranks = np.cumsum(totals) - totals / 2
-        return np.asarray(np.subtract.outer(ranks, ranks) ** 2)
-    numbers = np.array(values, dtype=float)
-    squared = np.asarray(np.subtract.outer(numbers, numbers) ** 2)
-    if level == "interval":
-        return squared
-    sums = np.add.outer(numbers, numbers)
-    return np.asarray(np.divide(squared, sums**2, out=np.zeros_like(squared), where=sums != 0))

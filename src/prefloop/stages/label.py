@@ -2,67 +2,104 @@
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from prefloop.annotators.simulated import Annotator, judge
 from prefloop.configs.collect import LabelConfig
-from prefloop.data.jsonl import make_completion, read_preferences, write_jsonl
+from prefloop.data.jsonl import content_id, make_completion, read_preferences, write_jsonl
 from prefloop.data.pairing import comparison_id, first_wins, pair_completions
 from prefloop.data.rows import read_rows
-from prefloop.ops.statistics import krippendorff_alpha
+from prefloop.ops.agreement import krippendorff_alpha, percent_agreement, tally
 from prefloop.rewards.rubric import rubric
 from prefloop.run import Run, progress
+from prefloop.stages import people
 from prefloop.store.labels import open_store
-from prefloop.types import Comparison, Completion, Judgment, Preference, PrefloopError, Prompt, Score
+from prefloop.types import Comparison, Completion, Demonstration, Judgment, Preference, PrefloopError, Prompt, Score
 
 
 def run(config: LabelConfig) -> Mapping[str, Any]:
-    """Pair, judge by every annotator of the panel, and write preferences.jsonl. Simulated people, and named so."""
+    """Pair, have every pair judged by the panel or by people, and write preferences.jsonl. Of people also what they
+    wrote themselves, as demonstrations.jsonl, and what failed in conversations, as negatives.jsonl. Simulated people
+    are named so."""
     with Run.open(config.out, config, stage="label", parents={"completions": config.completions}) as run:
-        name = str(run.path)
         if run.finished:
             _refuse_newer_labels(config, run)
             return run.result
         prompts, answers = read_completions(config.completions)
         comparisons = pair_completions(answers, list(prompts.values()), pairs=config.pairs, seed=config.seed)
-        gold = {
-            (prompt, answer.id): score
-            for prompt, made in answers.items()
-            for answer, score in zip(made, rubric([prompts[prompt]] * len(made), made), strict=True)
+        if config.annotator == "people":
+            return _by_people(config, run, comparisons)
+        return _by_panel(config, run, comparisons)
+
+
+def _by_panel(config: LabelConfig, run: Run, comparisons: Sequence[Comparison]) -> Mapping[str, Any]:
+    name = str(run.path)
+    scores = _rubric_scores(comparisons)
+    with open_store(config.database) as store, progress(len(comparisons) * len(config.panel), "judgments") as bar:
+        store.add_comparisons(name, comparisons)
+        for person in config.panel:
+            annotator = Annotator(**person.model_dump(), seed=config.seed)
+            pending = [c for c in store.pending(name, person.name) if c.id in scores]
+            made = [judge(annotator, comparison, scores[comparison.id]) for comparison in pending]
+            store.add_judgments(name, made, simulated=True)
+            bar.advance(len(comparisons), person.name)
+        judgments = [j for j in store.judgments(name) if j.comparison_id in scores]
+        simulated = store.annotators(name)
+    preferences = to_preferences(comparisons, judgments, simulated)
+    write_jsonl(run.path / "preferences.jsonl", preferences)
+    return run.finish(
+        {
+            "comparisons": len(comparisons),
+            "judgments": len(judgments),
+            **agreement(judgments),
+            "annotators": _accuracies(comparisons, judgments, scores),
+            "simulated": all(preference.simulated for preference in preferences),
         }
-        scores = {c.id: [gold[c.prompt.id, item.id] for item in c.items] for c in comparisons}
-        with open_store(config.database) as store, progress(len(comparisons) * len(config.panel), "judgments") as bar:
-            store.add_comparisons(name, comparisons)
-            for person in config.panel:
-                annotator = Annotator(**person.model_dump(), seed=config.seed)
-                pending = [c for c in store.pending(name, person.name) if c.id in scores]
-                made = [judge(annotator, comparison, scores[comparison.id]) for comparison in pending]
-                store.add_judgments(name, made, simulated=True)
-                bar.advance(len(comparisons), person.name)
-            judgments = [j for j in store.judgments(name) if j.comparison_id in scores]
-            simulated = store.annotators(name)
-        preferences = to_preferences(comparisons, judgments, simulated)
-        write_jsonl(run.path / "preferences.jsonl", preferences)
-        return run.finish(
-            {
-                "comparisons": len(comparisons),
-                "judgments": len(judgments),
-                **agreement(comparisons, judgments),
-                "annotators": _accuracies(comparisons, judgments, scores),
-                "simulated": all(preference.simulated for preference in preferences),
-            }
-        )
+    )
+
+
+def _by_people(config: LabelConfig, run: Run, comparisons: Sequence[Comparison]) -> Mapping[str, Any]:
+    if run.last_step < 0:
+        run.log(0, {"comparisons": len(comparisons)})  # binds the settings: people answer what these ask
+    labels = people.ask(config.database, str(run.path), comparisons, config.campaign)
+    preferences = to_preferences(labels.comparisons, labels.judgments, labels.simulated, margins=config.margins)
+    written = demonstrations(labels.comparisons, labels.judgments)
+    write_jsonl(run.path / "demonstrations.jsonl", written)
+    write_jsonl(run.path / "negatives.jsonl", labels.negatives)
+    write_jsonl(run.path / "preferences.jsonl", preferences)
+    counts = Counter(judgment.annotator for judgment in labels.judgments)
+    return run.finish(
+        {
+            "comparisons": len(labels.comparisons),
+            "judgments": len(labels.judgments),
+            **agreement(labels.judgments),
+            "annotators": {name: {"n": n} for name, n in sorted(counts.items())},
+            "demonstrations": len(written),
+            "negatives": len(labels.negatives),
+            "simulated": all(preference.simulated for preference in preferences),
+        }
+    )
+
+
+def _rubric_scores(comparisons: Sequence[Comparison]) -> dict[str, list[Score]]:
+    """The rubric's scores of the answers of each comparison; each answer is scored once."""
+    asked = {(c.prompt.id, item.id): (c.prompt, item) for c in comparisons for item in c.items}
+    made = rubric([prompt for prompt, _ in asked.values()], [item for _, item in asked.values()])
+    scores = dict(zip(asked, made, strict=True))
+    return {c.id: [scores[c.prompt.id, item.id] for item in c.items] for c in comparisons}
 
 
 def _refuse_newer_labels(config: LabelConfig, run: Run) -> None:
     """Labels that came after this stage had finished must not be left out in silence."""
     used = {comparison_id(p.items) for p in read_preferences(run.path / "preferences.jsonl")}
+    everything = config.annotator == "people"
     with open_store(config.database) as store:
-        count = sum(j.comparison_id in used for j in store.judgments(str(run.path)))
+        count = sum(everything or j.comparison_id in used for j in store.judgments(str(run.path)))
     if count > run.result["judgments"]:
         raise PrefloopError(
             f"{run.path}: the label store holds {count - run.result['judgments']} judgments more than this stage used; "
@@ -86,42 +123,63 @@ def read_completions(source: str) -> tuple[dict[str, Prompt], dict[str, list[Com
 
 
 def to_preferences(
-    comparisons: Sequence[Comparison], judgments: Sequence[Judgment], simulated: Mapping[str, bool]
+    comparisons: Sequence[Comparison],
+    judgments: Sequence[Judgment],
+    simulated: Mapping[str, bool],
+    *,
+    margins: bool = False,
 ) -> list[Preference]:
-    """One preference a comparison: target = share of its annotators that put item 0 first, a tie counting half.
-    simulated: of each annotator."""
+    """Of two answers one preference: target = share of its annotators that put item 0 first, a tie counting half. Of
+    more answers one ranking an annotator, which share a weight of 1. simulated: of each annotator."""
+    made = []
+    for comparison, mine in _votes(comparisons, judgments):
+        about: dict[str, Any] = {"prompt": comparison.prompt, "items": comparison.items, "group": comparison.prompt.id}
+        about["simulated"] = all(simulated[judgment.annotator] for judgment in mine)
+        if len(comparison.items) > 2:
+            made += [Preference(**about, ranking=judgment.ranking, weight=1 / len(mine)) for judgment in mine]
+        else:
+            target = sum(first_wins(vote.ranking, vote.probability) for vote in mine) / len(mine)
+            made.append(Preference(**about, target=target, margin=margin(mine) if margins else 0.0))
+    return made
+
+
+def margin(votes: Sequence[Judgment]) -> float:
+    """How much better than the other one of two answers is: 1 for strength 4, 2/3, 1/3 and 0 for strength 1 (Llama 2,
+    arXiv 2307.09288, table 27), the mean over votes, those for the other answer below 0."""
+    sides = (round(2 * first_wins(vote.ranking, vote.probability)) - 1 for vote in votes)
+    signed = sum(side * ((vote.strength or 1) - 1) for side, vote in zip(sides, votes, strict=True))
+    return abs(signed) / (3 * len(votes))
+
+
+def demonstrations(comparisons: Sequence[Comparison], judgments: Sequence[Judgment]) -> list[Demonstration]:
+    """The better answers that annotators wrote, each once."""
+    made = {}
+    for comparison, votes in _votes(comparisons, judgments):
+        for edit in (vote.edit for vote in votes if vote.edit.strip()):
+            id_ = content_id(comparison.prompt.id, edit)
+            made[id_] = Demonstration(id=id_, prompt=comparison.prompt, completion=edit)
+    return list(made.values())
+
+
+def _votes(
+    comparisons: Sequence[Comparison], judgments: Sequence[Judgment]
+) -> Iterator[tuple[Comparison, list[Judgment]]]:
+    """The comparisons that were judged, in order, each with its judgments by annotator: when they came is of no
+    account."""
     votes: dict[str, list[Judgment]] = {}
-    for judgment in judgments:
+    for judgment in sorted(judgments, key=lambda judgment: judgment.annotator):
         votes.setdefault(judgment.comparison_id, []).append(judgment)
-    return [
-        Preference(
-            prompt=c.prompt,
-            items=c.items,
-            target=sum(first_wins(j.ranking, j.probability) for j in votes[c.id]) / len(votes[c.id]),
-            group=c.prompt.id,
-            simulated=all(simulated[judgment.annotator] for judgment in votes[c.id]),
-        )
-        for c in comparisons
-        if c.id in votes
-    ]
+    return ((comparison, votes[comparison.id]) for comparison in comparisons if comparison.id in votes)
 
 
-def agreement(comparisons: Sequence[Comparison], judgments: Sequence[Judgment]) -> dict[str, float | None]:
-    """Mean share of annotator pairs that agree, and Krippendorff's nominal alpha; null with a single annotator, and
-    alpha also where all chose the same, which leaves it undefined."""
-    names = sorted({j.annotator for j in judgments})
-    votes = {(j.annotator, j.comparison_id): first_wins(j.ranking, j.probability) for j in judgments}
-    same = [
-        votes[a, c.id] == votes[b, c.id]
-        for a, b in itertools.combinations(names, 2)
-        for c in comparisons
-        if (a, c.id) in votes and (b, c.id) in votes
-    ]
-    if not same:
-        return {"agreement": None, "krippendorff_alpha": None}
-    ratings = [[votes.get((name, c.id)) for c in comparisons] for name in names]
-    alpha = krippendorff_alpha(ratings, level="nominal")
-    return {"agreement": sum(same) / len(same), "krippendorff_alpha": None if math.isnan(alpha) else alpha}
+def agreement(judgments: Sequence[Judgment]) -> dict[str, float | None]:
+    """Share of pairs of labels of one comparison that agree on the better item, or on a tie, and Krippendorff's nominal
+    alpha; null where no comparison has two labels, and alpha also where all chose the same: it is undefined then."""
+    choices = np.sign([first_wins(j.ranking, j.probability) - 0.5 for j in judgments])
+    table = tally([j.comparison_id for j in judgments], choices)
+    found = {"agreement": percent_agreement(table, resamples=0)}
+    found["krippendorff_alpha"] = krippendorff_alpha(table, resamples=0)
+    return {name: None if figure.reason else figure.value for name, figure in found.items()}
 
 
 def _accuracies(

@@ -27,6 +27,10 @@ RUNS: dict[str, Callable[[Any], Mapping[str, Any]]] = {
 
 def run(recipe: RecipeConfig) -> Mapping[str, Any]:
     """All stages of a recipe, then the negative control if wanted, then the report. Finished stages are kept."""
+    root = Path("runs") / recipe.name
+    plan = root / "recipe.json"
+    if not plan.exists():
+        write_atomic(plan, recipe.model_dump_json(indent=2))
     for stage in recipe.stages:
         _announce(recipe, stage)
         run_stage(recipe, stage)
@@ -34,8 +38,7 @@ def run(recipe: RecipeConfig) -> Mapping[str, Any]:
         for stage in control_stages(recipe):
             _announce(recipe, f"control/{stage}")
             run_control(recipe, stage)
-    root = Path("runs") / recipe.name
-    write_atomic(root / "recipe.json", recipe.model_dump_json(indent=2))
+    write_atomic(plan, recipe.model_dump_json(indent=2))
     return build_report(root)
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from sqlalchemy import Connection, Engine, RowMapping, insert, select, update
 
 from prefloop.configs.campaign import STRENGTHS, CampaignConfig
 from prefloop.store import audit, db
-from prefloop.store.assignment import Task, read_task
+from prefloop.store.assignment import Task, read_task, review_task
 from prefloop.store.campaigns import Campaign
 from prefloop.store.clock import Clock
 from prefloop.store.tables import comparisons, judgments, strata, tasks
@@ -46,6 +47,14 @@ class Receipt:
     late: bool
 
 
+class AnswerError(PrefloopError):
+    """An answer that its campaign does not allow. `fields`: what to mend, by "axis NAME" or the field of Answer."""
+
+    def __init__(self, fields: Mapping[str, str]) -> None:
+        super().__init__(" ".join(fields.values()))
+        self.fields = fields
+
+
 class Answers:
     """Takes answers and takes them back."""
 
@@ -56,8 +65,8 @@ class Answers:
         """Keep an answer; it is on disk when this returns. A nonce that was seen gives the receipt of then.
 
         Work is never turned away for being late: where the item's place went to another, it is kept as `extra`. A
-        second answer to a task is a new version. Raises MissingError for another's task, and PrefloopError for an
-        answer that its campaign's version does not allow."""
+        second answer to a task is a new version. Raises MissingError for another's task, and AnswerError for an answer
+        that its campaign's version does not allow."""
         return db.retried(self._engine, lambda connection: self._submit(connection, task_id, annotator, answer, nonce))
 
     def withdraw(self, campaign: Campaign, annotator: str) -> Task | None:
@@ -65,19 +74,48 @@ class Answers:
         draft. None where there is nothing to undo."""
 
         def work(connection: Connection) -> Task | None:
-            mine = (tasks.c.run == campaign.run) & (tasks.c.annotator == annotator) & (tasks.c.state == "done")
-            last = select(tasks.c.id, judgments.c.number).join(judgments, judgments.c.task == tasks.c.id)
-            last = last.where(mine, judgments.c.latest, ~judgments.c.withdrawn)
-            row = connection.execute(last.order_by(judgments.c.number.desc()).limit(1)).first()
-            return None if row is None else self._withdraw(connection, row.id, annotator)
+            mine = (judgments.c.run == campaign.run) & (judgments.c.annotator == annotator)
+            stands = judgments.c.latest & ~judgments.c.withdrawn & judgments.c.task.is_not(None)
+            last = select(judgments.c.task).where(mine, stands).order_by(judgments.c.number.desc()).limit(1)
+            id_ = connection.execute(last).scalar()
+            return None if id_ is None else self._withdraw(connection, id_, annotator)
 
         return db.retried(self._engine, work)
 
+    def review(self, campaign: Campaign, comparison_id: str, reviewer: str, answer: Answer, *, nonce: str) -> Receipt:
+        """A reviewer's own label of an item that they chose, having seen those of others; `answer` is by item.
+
+        It counts where the item wants labels still, and is `extra` where not; a second one is a new version. The log
+        says that it is a review. Raises MissingError and PrefloopError as `submit` does."""
+
+        def work(connection: Connection) -> Receipt:
+            now = self._clock()
+            task_id = review_task(connection, campaign, reviewer, comparison_id, now)
+            if before := _kept(connection, task_id, nonce):
+                return before
+            placed = _placed(answer, read_task(connection, task_id, reviewer).shown)
+            receipt = self._submit(connection, task_id, reviewer, placed, nonce)
+            content = {"run": campaign.run, "comparison": comparison_id, "judgment": receipt.judgment}
+            audit.append(connection, at=now, actor=reviewer, kind="review", content=content)
+            return receipt
+
+        return db.retried(self._engine, work)
+
+    def given(self, task: Task) -> dict[str, Json] | None:
+        """The answer to a task, as the fields of an Answer; None where none stands."""
+        with db.transaction(self._engine, write=False) as connection:
+            last = _latest(connection, task.id)
+        return None if last is None or last["withdrawn"] else encode(task, last["content"])
+
+    def receipt(self, task_id: str, nonce: str) -> Receipt | None:
+        """What an answer with this nonce was kept as; None where there was none."""
+        with db.transaction(self._engine, write=False) as connection:
+            return _kept(connection, task_id, nonce)
+
     def _submit(self, connection: Connection, task_id: str, annotator: str, answer: Answer, nonce: str) -> Receipt:
         task, now = read_task(connection, task_id, annotator, lock=True), self._clock()
-        mine = (judgments.c.nonce == nonce) & (judgments.c.task == task_id)
-        if before := connection.execute(select(judgments).where(mine)).mappings().first():
-            return _receipt(before)
+        if before := _kept(connection, task_id, nonce):
+            return before
         judgment = decode(task, annotator, answer)
         last = _latest(connection, task_id)
         late = task.state == "expired" or (task.state == "open" and task.lease_until < now)
@@ -156,12 +194,14 @@ class Answers:
 
 
 def decode(task: Task, annotator: str, answer: Answer) -> Judgment:
-    """An answer by places as a judgment by items. Raises PrefloopError where the campaign does not ask it so."""
-    _check(task, answer)
+    """An answer by places as a judgment by items. Raises AnswerError where the campaign does not ask it so."""
+    if problems := dict(_problems(task, answer)):
+        raise AnswerError(problems)
     count, shown, config = len(task.shown), task.shown, task.config
     at = [shown.index(item) for item in range(count)]  # the place of each item
     unjudged = CANT_JUDGE in answer.flags
-    axes = {name: -value if shown[0] == 0 else value for name, value in answer.axes.items()} if count == 2 else {}
+    sign = -1 if shown[0] == 0 else 1
+    axes = {} if unjudged else {name: sign * value for name, value in answer.axes.items()}
     choice = axes.get(config.axes[0], 0)
     ranking: tuple[int, ...] | None = None
     if not unjudged:
@@ -208,50 +248,72 @@ def judged_choice(judgment: Judgment) -> int | None:
     return ((a < b) - (a > b)) * (judgment.strength or 1)
 
 
-def _check(task: Task, answer: Answer) -> None:
+def _problems(task: Task, answer: Answer) -> Iterator[tuple[str, str]]:
+    """(where, what to mend), at most one for each place."""
     config, count = task.config, len(task.shown)
     unjudged = CANT_JUDGE in answer.flags
     if odd := [flag for flag in answer.flags if flag not in (*config.flags, CANT_JUDGE)]:
-        raise PrefloopError(f"This campaign has no flag {odd[0]!r}.")
-    if len(set(answer.flags)) < len(answer.flags):
-        raise PrefloopError("A flag was given twice.")
-    if not unjudged and count == 2:
-        _check_axes(config, answer)
-    if (
-        not unjudged
-        and count > 2
-        and (len(answer.ranks) != count or not all(0 <= rank < count for rank in answer.ranks))
-    ):
-        raise PrefloopError(f"Rank all {count} answers, please.")
-    if not unjudged and count > 2 and not config.ties and len(set(answer.ranks)) < count:
-        raise PrefloopError("This campaign has no ties: give each answer a rank of its own.")
+        yield "flags", f"This campaign has no flag {odd[0]!r}."
+    elif len(set(answer.flags)) < len(answer.flags):
+        yield "flags", "A flag was given twice."
     if (count == 2 and answer.ranks) or (count > 2 and answer.axes):
-        raise PrefloopError("Two answers are compared, more are ranked.")
-    if answer.ratings and (
-        not config.ratings or len(answer.ratings) != count or not all(1 <= rating <= 7 for rating in answer.ratings)
-    ):
-        raise PrefloopError("Ratings go from 1 to 7, one for each answer, where the campaign asks for them.")
-    if config.ratings and not answer.ratings and not unjudged:
-        raise PrefloopError("Rate each answer, please.")
+        yield "ranks", "Two answers are compared, more are ranked."
+    elif not unjudged:
+        yield from _unchosen(config, answer) if count == 2 else _unranked(config, count, answer)
+    if answer.ratings and not config.ratings:
+        yield "ratings", "Ratings are given only where the campaign asks for them."
+    elif not _rated(config, count, answer):
+        yield "ratings", "Rate each answer from 1 to 7, please."
     if any(name not in config.rubric or len(met) != count for name, met in answer.checks.items()):
-        raise PrefloopError("These boxes are not those of the campaign; reload the page.")
+        yield "checks", "These boxes are not those of the campaign; reload the page."
     if answer.edit and not config.edits:
-        raise PrefloopError("This campaign does not ask for better answers.")
-    if max(len(answer.edit), len(answer.rationale)) > LONGEST_TEXT:
-        raise PrefloopError(f"A text has at most {LONGEST_TEXT:,} characters.")
-    if config.rationale == "required" and not answer.rationale.strip():
-        raise PrefloopError("Say why, please: this campaign asks for a reason.")
+        yield "edit", "This campaign does not ask for better answers."
+    elif len(answer.edit) > LONGEST_TEXT:
+        yield "edit", f"A text has at most {LONGEST_TEXT:,} characters."
+    if len(answer.rationale) > LONGEST_TEXT:
+        yield "rationale", f"A text has at most {LONGEST_TEXT:,} characters."
+    elif config.rationale == "required" and not answer.rationale.strip():
+        yield "rationale", "Say why, please: this campaign asks for a reason."
 
 
-def _check_axes(config: CampaignConfig, answer: Answer) -> None:
+def _rated(config: CampaignConfig, count: int, answer: Answer) -> bool:
+    if not answer.ratings:
+        return not config.ratings or CANT_JUDGE in answer.flags
+    return len(answer.ratings) == count and all(1 <= rating <= 7 for rating in answer.ratings)
+
+
+def _unchosen(config: CampaignConfig, answer: Answer) -> Iterator[tuple[str, str]]:
     if odd := [name for name in answer.axes if name not in config.axes]:
-        raise PrefloopError(f"This campaign does not ask about {odd[0]!r}; reload the page.")
+        yield f"axis {odd[0]}", f"This campaign does not ask about {odd[0]!r}; reload the page."
     for name in config.axes:
         value = answer.axes.get(name)
         if value is None:
-            raise PrefloopError(f"Choose an answer for {name!r}, please.")
-        if abs(value) > len(STRENGTHS) or (value == 0 and not config.ties):
-            raise PrefloopError(f"{value} is no choice for {name!r} here.")
+            yield f"axis {name}", f"Choose an answer for {name!r}, please."
+        elif abs(value) > len(STRENGTHS) or (value == 0 and not config.ties):
+            yield f"axis {name}", f"{value} is no choice for {name!r} here."
+
+
+def _unranked(config: CampaignConfig, count: int, answer: Answer) -> Iterator[tuple[str, str]]:
+    if len(answer.ranks) != count or not all(0 <= rank < count for rank in answer.ranks):
+        yield "ranks", f"Rank all {count} answers, please."
+    elif not config.ties and len(set(answer.ranks)) < count:
+        yield "ranks", "This campaign has no ties: give each answer a rank of its own."
+
+
+def _placed(answer: Answer, shown: Sequence[int]) -> Answer:
+    """An answer by item as one by the places where the items stood."""
+    sign = 1 if shown[0] == 0 else -1
+
+    def moved(values: Sequence[Any]) -> Sequence[Any]:
+        return [values[item] for item in shown] if len(values) == len(shown) else values
+
+    return replace(
+        answer,
+        axes={name: sign * value for name, value in answer.axes.items()},
+        ranks=moved(answer.ranks),
+        ratings=moved(answer.ratings),
+        checks={name: moved(met) for name, met in answer.checks.items()},
+    )
 
 
 def _dense(ranks: Sequence[int]) -> tuple[int, ...]:
@@ -278,5 +340,8 @@ def _latest(connection: Connection, task_id: str) -> RowMapping | None:
     return connection.execute(query).mappings().first()
 
 
-def _receipt(row: RowMapping) -> Receipt:
-    return Receipt(judgment=row["number"], version=row["version"], status=row["status"], late=row["late"])
+def _kept(connection: Connection, task_id: str, nonce: str) -> Receipt | None:
+    columns = (judgments.c.number.label("judgment"), judgments.c.version, judgments.c.status, judgments.c.late)
+    query = select(*columns).where(judgments.c.nonce == nonce, judgments.c.task == task_id)
+    row = connection.execute(query).mappings().first()
+    return None if row is None else Receipt(**row)

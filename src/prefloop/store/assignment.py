@@ -35,11 +35,16 @@ REPEAT_AFTER = 10  # tasks between an item and its return
 _RELEASED_AT_ONCE = 200
 
 
+class PausedError(PrefloopError):
+    """Nothing is handed out now, to anybody or to this labeler."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
     """One labeler's view of one item. shown[i]: which of the comparison's items stands at place i.
 
-    `kind` (item, gold, shared, repeat) and the comparison's ids, checkpoints and samplings are not for the labeler."""
+    `kind` (item, gold, shared, repeat, review) and the comparison's ids, checkpoints and samplings are not for the
+    labeler."""
 
     id: str
     run: str
@@ -63,7 +68,7 @@ class Desk:
     def next_task(self, campaign: Campaign, annotator: str) -> Task | None:
         """The labeler's open task, else a new one; None where there is nothing left for them.
 
-        Raises PrefloopError where the campaign, or the labeler, is paused."""
+        Raises PausedError where the campaign is not open, or the labeler is paused."""
         return db.retried(self._engine, lambda connection: self._next(connection, campaign, annotator))
 
     def task(self, id_: str, annotator: str) -> Task:
@@ -102,10 +107,10 @@ class Desk:
         now, run = self._clock(), campaign.run
         state = connection.execute(select(campaigns.c.state).where(campaigns.c.run == run)).scalar()
         if state != "open":
-            raise PrefloopError(f"This campaign is {state}; ask whoever invited you.")
+            raise PausedError(f"This campaign is {state}; ask whoever invited you.")
         paused = select(accounts.c.paused).where(accounts.c.name == annotator)
         if connection.execute(paused).scalar():
-            raise PrefloopError("Your account is paused; ask whoever invited you.")
+            raise PausedError("Your account is paused; ask whoever invited you.")
         desk = _desk(connection, run, annotator)
         _release(connection, run, now)
         mine = (tasks.c.run == run) & (tasks.c.annotator == annotator) & (tasks.c.state == "open")
@@ -184,6 +189,30 @@ def read_task(connection: Connection, id_: str, annotator: str, *, lock: bool = 
     )
 
 
+def review_task(connection: Connection, campaign: Campaign, reviewer: str, comparison_id: str, now: float) -> str:
+    """The reviewer's task of an item that they chose themselves: one that they had, else a new one, which nobody hands
+    out and no lease holds. It is under the campaign's version of now. Raises MissingError where there is no such item,
+    and PrefloopError for one whose answer is known."""
+    run, state = campaign.run, {"campaign_version": campaign.version, "kind": "review"}
+    item = connection.execute(select(comparisons.c.size, comparisons.c.gold).where(_item(run, comparison_id))).first()
+    if item is None:
+        raise MissingError("This campaign has no such item.")
+    if item.gold is not None:
+        raise PrefloopError("The answer of this item is known; a gold item needs no label of a reviewer's.")
+    mine = (tasks.c.run == run) & (tasks.c.annotator == reviewer) & (tasks.c.comparison_id == comparison_id)
+    if known := connection.execute(select(tasks.c.id).where(mine, tasks.c.repeat == 0).with_for_update()).scalar():
+        connection.execute(update(tasks).where(tasks.c.id == known).values(state))
+        return str(known)
+    imported = (judgments.c.run == run) & (judgments.c.comparison_id == comparison_id)
+    if connection.execute(select(judgments.c.number).where(imported, judgments.c.annotator == reviewer)).first():
+        raise PrefloopError(f"A label of {reviewer} was imported for this item; it stays as it is.")
+    id_ = secrets.token_urlsafe(16)
+    key = {"id": id_, "run": run, "comparison_id": comparison_id, "annotator": reviewer}
+    facts = {"shown": list(range(item.size)), "uniform": False, "state": "done", "opened": now, "lease_until": now}
+    connection.execute(insert(tasks).values({**key, **facts, **state}))
+    return id_
+
+
 def _item(run: str, comparison_id: Json) -> Json:
     return (comparisons.c.run == run) & (comparisons.c.id == comparison_id)
 
@@ -210,20 +239,20 @@ def _release(connection: Connection, run: str, now: float) -> None:
 
 
 def _unseen(run: str, annotator: str) -> Json:
-    """No task of this labeler's on the item, but for those whose lease ran out; and no judgment."""
+    """No task of this labeler's on the item, but for those whose lease ran out; and no judgment that stands."""
     mine = and_(tasks.c.run == run, tasks.c.annotator == annotator, tasks.c.comparison_id == comparisons.c.id)
     done = and_(
         judgments.c.run == run, judgments.c.annotator == annotator, judgments.c.comparison_id == comparisons.c.id
     )
     return and_(
         ~select(tasks.c.number).where(mine, or_(tasks.c.state != "expired", tasks.c.repeat > 0)).exists(),
-        ~select(judgments.c.number).where(done).exists(),
+        ~select(judgments.c.number).where(done, judgments.c.latest, ~judgments.c.withdrawn).exists(),
     )
 
 
 def _waiting(run: str, annotator: str) -> Json:
     free = (comparisons.c.taken < comparisons.c.needed) & (comparisons.c.held == "")
-    return and_(comparisons.c.run == run, comparisons.c.shuffle > 0, free, _unseen(run, annotator))
+    return and_(comparisons.c.run == run, free, _unseen(run, annotator))
 
 
 def _first(connection: Connection, where: Json, *order: Json) -> str | None:

@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from sqlalchemy import Connection, Engine, RowMapping, bindparam, case, func, insert, select, update
 
 from prefloop.configs.campaign import CampaignConfig
+from prefloop.data.identity import names_a_model
 from prefloop.store import audit, db
 from prefloop.store.clock import Clock
-from prefloop.store.tables import campaign_versions, campaigns, comparisons, strata
-from prefloop.types import Json, PrefloopError
+from prefloop.store.tables import NOT_OFFERED, campaign_versions, campaigns, comparisons, strata
+from prefloop.types import Comparison, Json, PrefloopError
 
 STATES = ("open", "paused", "closed")
 _MANY = 1_000_000  # labels wanted of a gold item: every labeler may see it
@@ -44,6 +45,13 @@ class Item:
     priority: float = 0.0
     gold: Mapping[str, Json] | None = field(default=None)
     held: str = ""
+
+
+def why_held(comparison: Comparison) -> str:
+    """Why an item must not be handed out: an answer names a model, so that it would not be judged blind. Else empty."""
+    names = sorted({item.checkpoint for item in comparison.items if item.checkpoint})
+    told = next((name for item in comparison.items if (name := names_a_model(item.text, names))), None)
+    return "" if told is None else f"names a model: {told if told.isprintable() else ascii(told)}"
 
 
 class Campaigns:
@@ -88,8 +96,7 @@ class Campaigns:
         with db.transaction(self._engine, write=True) as connection:
             campaign = _known(connection, campaigns.c.run == run)
             salt = connection.execute(select(campaigns.c.salt).where(campaigns.c.run == run)).scalar()
-            fresh = comparisons.c.shuffle == 0
-            query = select(comparisons.c.id).where(comparisons.c.run == run, fresh)
+            query = select(comparisons.c.id).where(comparisons.c.run == run, comparisons.c.held == NOT_OFFERED)
             waiting = set(connection.execute(query).scalars())
             rows = []
             for item in {item.comparison_id: item for item in items if item.comparison_id in waiting}.values():
@@ -105,7 +112,7 @@ class Campaigns:
                         "held": item.held,
                         "shared": shared,
                         "needed": needed,
-                        "shuffle": 1 - chance.random(),  # never 0, which marks what is in no campaign
+                        "shuffle": chance.random(),
                     }
                 )
             if rows:
@@ -179,7 +186,7 @@ def _needed(config: CampaignConfig, *, gold: bool, shared: bool) -> int:
 def _set_needed(connection: Connection, run: str, config: CampaignConfig) -> None:
     shared, plain = (_needed(config, gold=False, shared=shared) for shared in (True, False))
     needed = case((comparisons.c.shared, shared), else_=plain)
-    where = (comparisons.c.run == run) & comparisons.c.gold.is_(None) & (comparisons.c.shuffle > 0)
+    where = (comparisons.c.run == run) & comparisons.c.gold.is_(None) & (comparisons.c.held != NOT_OFFERED)
     connection.execute(update(comparisons).where(where).values(needed=needed))
     recount(connection, run)
 
@@ -190,7 +197,7 @@ def recount(connection: Connection, run: str) -> None:
     connection.execute(strata.delete().where(strata.c.run == run))
     table = comparisons
     counts = (func.count(), func.sum(table.c.needed), func.sum(table.c.counted))
-    mine = (table.c.run == run) & table.c.gold.is_(None) & (table.c.shuffle > 0)
+    mine = (table.c.run == run) & table.c.gold.is_(None) & (table.c.held != NOT_OFFERED)
     found = connection.execute(select(table.c.slice, table.c.mix, *counts).where(mine).group_by("slice", "mix"))
     names = ("slice", "mix", "items", "needed", "counted")
     rows = [{"run": run, **dict(zip(names, row, strict=True))} for row in found]

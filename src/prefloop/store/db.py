@@ -61,8 +61,9 @@ def _begin_sqlite(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
-def connect(url: str = "") -> Engine:
-    """An engine for the database at `url` (empty: prefloop.db here) whose schema is the newest.
+def connect(url: str = "", *, wait: float = _WAIT_SECONDS) -> Engine:
+    """An engine for the database at `url` (empty: prefloop.db here) whose schema is the newest. `wait`: seconds for
+    another writer of an SQLite database to end.
 
     Raises PrefloopError when the URL is odd, the database cannot be opened or is no database, or its schema is newer
     than this program."""
@@ -73,7 +74,7 @@ def connect(url: str = "") -> Engine:
             parsed,
             json_serializer=partial(json.dumps, allow_nan=False),
             pool_pre_ping=True,
-            connect_args={"timeout": _WAIT_SECONDS} if sqlite else {},
+            connect_args={"timeout": wait} if sqlite else {},
         )
     except ImportError as error:
         raise PrefloopError('PostgreSQL needs its driver: pip install "prefloop[postgres]".') from error
@@ -89,12 +90,28 @@ def connect(url: str = "") -> Engine:
     return engine
 
 
+def file_of(url: str) -> Path | None:
+    """The file of an SQLite database; None for others, and for one in memory."""
+    parsed = _parse(url)
+    if parsed.get_backend_name() != "sqlite" or parsed.database in (None, "", ":memory:"):
+        return None
+    return Path(str(parsed.database))
+
+
+class DatabaseError(PrefloopError):
+    """The database refused. `reason`: in its own words."""
+
+    def __init__(self, place: str, reason: str) -> None:
+        super().__init__(f"Label database {place}: {reason}; check its URL, and that it is one.")
+        self.reason = reason
+
+
 @contextmanager
 def transaction(engine: Engine, *, write: bool, turns: bool = True) -> Iterator[Connection]:
     """One transaction, committed on leaving. Readers see the database as it was at one moment. Writers take turns,
     across processes too; on PostgreSQL those without `turns` lock only the rows that they change.
 
-    Raises PrefloopError for whatever the database refuses."""
+    Raises DatabaseError for whatever the database refuses."""
     try:
         with engine.connect() as connection:
             connection = connection.execution_options(prefloop_write=write)
@@ -108,7 +125,7 @@ def transaction(engine: Engine, *, write: bool, turns: bool = True) -> Iterator[
         cause: Any = error.orig if isinstance(error, StatementError) else error
         reason = str(cause).strip().splitlines()[0]
         place = engine.url.render_as_string(hide_password=True)
-        raise PrefloopError(f"Label database {place}: {reason}; check its URL, and that it is one.") from error
+        raise DatabaseError(place, reason) from error
 
 
 def retried(engine: Engine, work: Callable[[Connection], Made]) -> Made:

@@ -12,7 +12,7 @@ import numpy as np
 from sqlalchemy import Connection, case, select
 
 from prefloop.data.pairing import first_wins
-from prefloop.ops.raters import posterior
+from prefloop.ops.raters import pair_posterior
 from prefloop.store.tables import comparisons, judgments
 from prefloop.types import Json
 
@@ -58,34 +58,38 @@ class Posteriors:
         for id_, size in _stream(connection, _sizes(run)):
             self._places[id_] = (end, end := end + len(pairs_of(size)))
         self._values = np.full(end, 0.5)
-        unit, rater, wins, names = self._votes(connection, _votes(run, standing))
+        unit, rater, wins, turned, names = self._votes(connection, _votes(run, standing))
         if names:
             # In an order that does not depend on when which judgment came: sums are rounded.
             rater = np.argsort(np.argsort([shown(name) for name in names], kind="stable"))[rater]
             order = np.lexsort((rater, unit))
-            present, item = np.unique(unit[order], return_inverse=True)
-            self._values[present] = posterior(item, rater[order], wins[order])
+            found = pair_posterior(unit[order], rater[order], wins[order] - 0.5, turned[order])
+            self._values[found.units] = found.first
 
     def of(self, comparison_id: str) -> list[float]:
         """By pair, in the order of `pairs_of`; 0.5 where nothing was said."""
         start, end = self._places[comparison_id]
         return [float(value) for value in self._values[start:end]]
 
-    def _votes(self, connection: Connection, query: Json) -> tuple[Json, Json, Json, list[str]]:
-        """Pair, rater and how much the rater prefers its first item, a row a judgment and pair; and the raters."""
-        unit, rater, wins = array("q"), array("q"), array("d")
+    def _votes(self, connection: Connection, query: Json) -> tuple[Json, Json, Json, Json, list[str]]:
+        """Pair, rater, how much the rater prefers its first item, and whether the second stood before it, a row a
+        judgment and pair; and the raters."""
+        unit, rater, wins, turned = array("q"), array("q"), array("d"), array("b")
         raters: dict[str, int] = {}
-        for id_, annotator, choice, content in _stream(connection, query):
+        for id_, annotator, choice, left, content in _stream(connection, query):
             start, who = self._places[id_][0], raters.setdefault(annotator, len(raters))
             if content is None:
-                said = [(choice > 0) + 0.5 * (choice == 0)]
+                said, sides = [(choice > 0) + 0.5 * (choice == 0)], [left == 1]
             else:
-                said = [_wins(content, a, b) for a, b in pairs_of(len(content["ranking"] or "ab"))]
+                pairs, shown = pairs_of(len(content["ranking"] or "ab")), content["shown_order"]
+                said = [_wins(content, a, b) for a, b in pairs]
+                sides = [bool(shown) and shown.index(b) < shown.index(a) for a, b in pairs]
             unit.extend(range(start, start + len(said)))
             rater.extend([who] * len(said))
             wins.extend(said)
+            turned.extend(sides)
         made = (np.array(unit, np.int64), np.array(rater, np.int64), np.array(wins, np.float64))
-        return (*made, list(raters))
+        return (*made, np.array(turned, np.bool_), list(raters))
 
 
 def _sizes(run: str) -> Json:
@@ -94,7 +98,8 @@ def _sizes(run: str) -> Json:
 
 def _votes(run: str, standing: Sequence[str]) -> Json:
     rest = case((judgments.c.choice.is_(None), judgments.c.content))  # a pair's choice says it all
-    query = select(judgments.c.comparison_id, judgments.c.annotator, judgments.c.choice, rest)
+    left = judgments.c.content["shown_order"][0].as_integer()
+    query = select(judgments.c.comparison_id, judgments.c.annotator, judgments.c.choice, left, rest)
     stands = judgments.c.latest & ~judgments.c.withdrawn & judgments.c.status.in_(standing)
     return query.where(judgments.c.run == run, stands).order_by(judgments.c.number)
 

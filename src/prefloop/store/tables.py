@@ -22,6 +22,9 @@ from sqlalchemy import (
     true,
 )
 
+NOT_OFFERED = "not offered"
+"""What keeps a comparison back that no campaign has taken up yet."""
+
 metadata = MetaData()
 
 comparisons = Table(
@@ -40,7 +43,7 @@ comparisons = Table(
     Column("shuffle", Float, nullable=False, server_default="0"),  # place in the random order of uniform picks
     Column("shared", Boolean, nullable=False, server_default=false()),  # of the calibration pool
     Column("gold", JSON(none_as_null=True)),  # {"ranking", "note"}: an answer that is known
-    Column("held", Text, nullable=False, server_default=""),  # why it is not handed out; empty: it is
+    Column("held", Text, nullable=False, server_default=NOT_OFFERED),  # why it is not handed out; empty: it is
     Column("needed", Integer, nullable=False, server_default="1"),  # labels wanted
     Column("counted", Integer, nullable=False, server_default="0"),  # labels that count towards them
     Column("taken", Integer, nullable=False, server_default="0"),  # counted, and live leases
@@ -50,11 +53,15 @@ comparisons = Table(
     sqlite_autoincrement=True,
 )
 _OPEN = (comparisons.c.taken < comparisons.c.needed) & (comparisons.c.held == "")
-for _name, _columns in {
-    "comparisons_targeted": ("run", "slice", "mix", "priority", "shuffle"),
-    "comparisons_uniform": ("run", "shuffle"),
-}.items():
-    Index(_name, *(comparisons.c[c] for c in _columns), sqlite_where=_OPEN, postgresql_where=_OPEN)
+Index(
+    "comparisons_targeted",
+    *(comparisons.c[name] for name in ("run", "slice", "mix")),
+    comparisons.c.priority.desc(),
+    comparisons.c.shuffle,
+    sqlite_where=_OPEN,
+    postgresql_where=_OPEN,
+)
+Index("comparisons_uniform", comparisons.c.run, comparisons.c.shuffle, sqlite_where=_OPEN, postgresql_where=_OPEN)
 for _name, _where in {
     "comparisons_gold": comparisons.c.gold.is_not(None),
     "comparisons_shared": comparisons.c.shared,
@@ -141,7 +148,7 @@ tasks = Table(
     Column("comparison_id", Text, nullable=False),
     Column("annotator", Text, ForeignKey("annotators.name", name="tasks_annotator"), nullable=False),
     Column("repeat", Integer, nullable=False, server_default="0"),
-    Column("kind", Text, nullable=False),  # item, gold, shared (of the calibration round) or repeat
+    Column("kind", Text, nullable=False),  # item, gold, shared (of the calibration round), repeat or review
     Column("campaign_version", Integer, nullable=False),
     Column("shown", JSON, nullable=False),  # shown[i]: which item stands at place i
     Column("uniform", Boolean, nullable=False),
@@ -152,7 +159,7 @@ tasks = Table(
     UniqueConstraint("run", "comparison_id", "annotator", "repeat", name="tasks_key"),
     ForeignKeyConstraint(["run", "comparison_id"], ["comparisons.run", "comparisons.id"], name="tasks_comparison"),
     Index("tasks_leases", "run", "state", "lease_until"),
-    Index("tasks_mine", "run", "annotator", "state", "number"),
+    Index("tasks_mine", "run", "annotator", "state", "number", "kind"),
     sqlite_autoincrement=True,
 )
 

@@ -7,12 +7,44 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from prefloop.web import templating
-from prefloop.web.pages import entry, health, home
+from prefloop.web import charts, templating
+from prefloop.web.pages import (
+    campaign,
+    entry,
+    health,
+    home,
+    items,
+    label,
+    labelers,
+    me,
+    people,
+    redteam,
+    review,
+    runs,
+    setup,
+    transfer,
+)
 from prefloop.web.security import Limits, protect
 from prefloop.web.workspace import Workspace
 
-PAGES = (entry, health, home, templating)
+PAGES = (
+    entry,
+    health,
+    home,
+    me,
+    people,
+    setup,
+    campaign,
+    labelers,
+    items,
+    review,
+    transfer,
+    label,
+    redteam,
+    runs,
+    charts,
+    templating,
+)
 
 
 def make_app(workspace: Workspace, limits: Limits) -> Starlette:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import mimetypes
+from datetime import UTC, datetime
 from pathlib import Path
 
 import jinja2
+from markupsafe import Markup
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from prefloop.types import Json
-from prefloop.web import render
+from prefloop.web import code, render, visible
 from prefloop.web.workspace import Workspace
 
 _HERE = Path(__file__).parent
 _FILES = {path.name: path.read_bytes() for path in sorted((_HERE / "static").iterdir())}
-_FILES["highlight.css"] = render.highlight_css().encode()
+_FILES["highlight.css"] = code.highlight_css().encode()
 _HASHES = {name: hashlib.sha256(content).hexdigest()[:16] for name, content in _FILES.items()}
 
 
@@ -37,6 +39,11 @@ def page(request: Request, template: str, *, status: int = 200, **context: Json)
     state = request.state
     given = {"account": state.account, "csrf": state.csrf, "nonce": state.nonce, "path": request.url.path}
     return HTMLResponse(_templates.get_template(template).render(**given, **context), status)
+
+
+def fragment(template: str, **context: Json) -> Markup:
+    """A part of a page."""
+    return Markup(_templates.get_template(template).render(**context))
 
 
 async def _static(request: Request) -> Response:
@@ -65,6 +72,19 @@ def _percent(share: float | None) -> str:
     return "-" if share is None or share != share else f"{100 * share:.0f} %"
 
 
+def _moment(seconds: float | None) -> str:
+    """1764111000 -> 2025-11-25 22:50, in UTC"""
+    return "-" if seconds is None else datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M")
+
+
+def _bytes(count: int) -> str:
+    """1500000 -> 1.5 MB"""
+    size, units = float(count), ["B", "kB", "MB", "GB", "TB"]
+    while size >= 1000 and len(units) > 1:
+        size, units = size / 1000, units[1:]
+    return f"{size:.3g} {units[0]}"
+
+
 _templates = jinja2.Environment(
     loader=jinja2.FileSystemLoader(_HERE / "templates"),
     autoescape=True,
@@ -73,4 +93,5 @@ _templates = jinja2.Environment(
     lstrip_blocks=True,
 )
 _templates.globals.update(static=static)
-_templates.filters.update(duration=_duration, percent=_percent, markdown=render.markdown, plain=render.plain)
+_templates.filters.update(duration=_duration, percent=_percent, moment=_moment, bytes=_bytes)
+_templates.filters.update(markdown=render.markdown, plain=visible.plain, folded=render.folded)

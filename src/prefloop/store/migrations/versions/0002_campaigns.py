@@ -135,7 +135,7 @@ def upgrade() -> None:
     )
     with op.batch_alter_table("tasks") as batch:
         batch.create_index("tasks_leases", ["run", "state", "lease_until"])
-        batch.create_index("tasks_mine", ["run", "annotator", "state", "number"])
+        batch.create_index("tasks_mine", ["run", "annotator", "state", "number", "kind"])
 
     op.create_table(
         "sessions",
@@ -154,7 +154,7 @@ def upgrade() -> None:
     op.add_column("comparisons", sa.Column("shuffle", sa.Float, server_default="0", nullable=False))
     op.add_column("comparisons", sa.Column("shared", sa.Boolean, server_default=sa.false(), nullable=False))
     op.add_column("comparisons", sa.Column("gold", sa.JSON(none_as_null=True), nullable=True))
-    op.add_column("comparisons", sa.Column("held", sa.Text, server_default="", nullable=False))
+    op.add_column("comparisons", sa.Column("held", sa.Text, server_default="not offered", nullable=False))
     op.add_column("comparisons", sa.Column("needed", sa.Integer, server_default="1", nullable=False))
     op.add_column("comparisons", sa.Column("counted", sa.Integer, server_default="0", nullable=False))
     op.add_column("comparisons", sa.Column("taken", sa.Integer, server_default="0", nullable=False))
@@ -184,7 +184,7 @@ def upgrade() -> None:
     op.create_index(
         "comparisons_targeted",
         "comparisons",
-        ["run", "slice", "mix", "priority", "shuffle"],
+        ["run", "slice", "mix", sa.text("priority DESC"), "shuffle"],
         sqlite_where=sa.text("taken < needed AND held = ''"),
         postgresql_where=sa.text("taken < needed AND held = ''"),
     )
