@@ -145,7 +145,7 @@ def compute(run: str, labels: Labels) -> CampaignFigures:
     choices = _choices(labels, stands)
     axes = {name: _axis(labels, choices, stands, place) for place, name in enumerate(labels.config.axes)}
     by_model, effects = _models(labels, choices)
-    review = _review(labels, choices, stands)
+    review, disputed = _review(labels, choices, stands)
     return CampaignFigures(
         run=run,
         labels=int(stands.sum()),
@@ -157,8 +157,8 @@ def compute(run: str, labels: Labels) -> CampaignFigures:
         labelers=_labelers(labels, choices, now, stands, effects),
         groups=_groups(labels, choices, stands),
         models=by_model,
-        review=review[:REVIEWED],
-        disputed=len(review),
+        review=review,
+        disputed=disputed,
     )
 
 
@@ -460,7 +460,8 @@ def _groups(labels: Labels, choices: _Choices, stands: NDArray[np.bool_]) -> lis
     ]
 
 
-def _review(labels: Labels, choices: _Choices, stands: NDArray[np.bool_]) -> list[Review]:
+def _review(labels: Labels, choices: _Choices, stands: NDArray[np.bool_]) -> tuple[list[Review], int]:
+    """The most disputed items, and how many are disputed at all."""
     units, first, place = np.unique(choices.unit, return_index=True, return_inverse=True)
     counts = np.bincount(place * 3 + choices.sign + 1, minlength=3 * units.size).reshape(-1, 3)
     total, (against, tied, forth) = counts.sum(axis=1), counts.T
@@ -469,8 +470,8 @@ def _review(labels: Labels, choices: _Choices, stands: NDArray[np.bool_]) -> lis
     item, size = choices.item[first], len(labels.items.ids)
     labeled = np.bincount(labels.item[stands], minlength=size)
     disagreement = np.bincount(item, apart, size) / np.maximum(np.bincount(item, pairs, size), 1)
-    order = np.lexsort((np.arange(size), -labeled, -disagreement))
+    order, disputed = np.lexsort((np.arange(size), -labeled, -disagreement)), np.count_nonzero(disagreement)
     return [
         Review(comparison_id=labels.items.ids[k], labels=int(labeled[k]), disagreement=float(disagreement[k]))
-        for k in order[: np.count_nonzero(disagreement)]
-    ]
+        for k in order[: min(disputed, REVIEWED)]
+    ], int(disputed)
