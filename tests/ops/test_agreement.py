@@ -23,6 +23,7 @@ from prefloop.ops.agreement import (
     Tally,
     cohen_kappa,
     fleiss_kappa,
+    group_agreement,
     gwet_ac1,
     krippendorff_alpha,
     percent_agreement,
@@ -185,6 +186,31 @@ def test_pairs_of_raters_equal_one_pair_at_a_time(seed: int) -> None:
             bounds = (found.low[one, other], found.high[one, other])
             assert bounds == pytest.approx((single.low, single.high), abs=0.04)
     assert np.isnan(np.diag(found.kappa)).all()
+    assert rater_pairs([], [], []).kappa.shape == (0, 0)
+
+
+def test_groups_of_raters() -> None:
+    """Every pair of labels of one unit is within a group or between two."""
+    table = scattered(2, units=50, raters=6)
+    unit, rater, value = triple(present(table))
+    group = np.array(["x", "x", "x", "y", "y", "z"])[rater]
+    names, figures = group_agreement(unit, group, value, resamples=200)
+    assert names.tolist() == ["x", "y", "z"]
+    for a, one in enumerate(names):
+        for b, other in enumerate(names):
+            equal = [
+                table[i, u] == table[j, u]
+                for i, j in combinations(range(6), 2)
+                for u in range(50)
+                if {"xxxyyz"[i], "xxxyyz"[j]} == {one, other} and not np.isnan(table[[i, j], u]).any()
+            ]
+            found = figures[a][b]
+            assert found == figures[b][a] or math.isnan(found.value)
+            if equal:
+                assert found.value == pytest.approx(np.mean(equal), abs=1e-12)
+                assert found.low < found.value < found.high
+            else:
+                assert (one, other, found.reason) == ("z", "z", NO_PAIR)
 
 
 @given(st.integers(0, 10**6), st.randoms())

@@ -22,7 +22,9 @@ PANDAS = pytest.mark.filterwarnings("ignore:The (inplace|copy) keyword")  # crow
 def planted(seed: int, units: int = 400, raters: int = 8, values: int = 3, missing: float = 0.3) -> tuple[Array, ...]:
     """Unit, rater and value of labels by raters of unequal confusion, and the true values."""
     rng = np.random.default_rng(seed)
-    confusion = np.stack([rng.dirichlet(np.full(values, 2.0), size=values) + 1.5 * np.eye(values) for _ in range(raters)])
+    confusion = np.stack(
+        [rng.dirichlet(np.full(values, 2.0), size=values) + 1.5 * np.eye(values) for _ in range(raters)]
+    )
     confusion /= confusion.sum(axis=2, keepdims=True)
     truth = rng.choice(values, size=units, p=[0.5, 0.3, 0.2])
     unit, rater = (x.ravel() for x in np.meshgrid(np.arange(units), np.arange(raters), indexing="ij"))

@@ -101,7 +101,7 @@ class Bench:
         if self.rng.random() < 0.05:
             return Answer(flags=(CANT_JUDGE,))
         strength = int(self.rng.choice([-2, -1, 0, 1, 2, 3, 4]))
-        return Answer(axes={axis: strength if task.shown[0] else -strength for axis in task.config.axes})
+        return Answer(axes=dict.fromkeys(task.config.axes, strength if task.shown[0] else -strength))
 
 
 def rows(engine: Engine) -> list[Any]:
@@ -153,11 +153,14 @@ def check(engine: Engine, figures: CampaignFigures, gold: Sequence[str] = ()) ->
     assert overall.percent.n == sum(len(of) > 1 for of in votes.values())
     assert overall.apart_from_ties.value == share([a == b for a, b in couples if a and b])
     grid = np.array([[votes[item].get(name, math.nan) for item in votes] for name in PEOPLE], dtype=float)
-    nominal = krippendorff.alpha(reliability_data=np.sign(grid), level_of_measurement="nominal")
-    ordinal = krippendorff.alpha(reliability_data=grid, level_of_measurement="ordinal")
-    assert overall.alpha.value == pytest.approx(nominal, abs=1e-9)
-    assert overall.alpha_ordinal.value == pytest.approx(ordinal, abs=1e-9)
-    assert overall.alpha.low <= overall.alpha.value <= overall.alpha.high
+    if couples:
+        nominal = krippendorff.alpha(reliability_data=np.sign(grid), level_of_measurement="nominal")
+        ordinal = krippendorff.alpha(reliability_data=grid, level_of_measurement="ordinal")
+        assert overall.alpha.value == pytest.approx(nominal, abs=1e-9)
+        assert overall.alpha_ordinal.value == pytest.approx(ordinal, abs=1e-9)
+        assert overall.alpha.low <= overall.alpha.value <= overall.alpha.high
+    else:
+        assert overall.alpha.reason == overall.alpha_ordinal.reason == "no item has two labels"
     raters = list(figures.pairs.raters)
     for a, b in combinations(raters, 2):
         both = [sign(of[a]) == sign(of[b]) for of in votes.values() if a in of and b in of]
@@ -214,7 +217,7 @@ def test_figures_are_those_of_the_raw_rows_while_labels_come_in(engine: Engine) 
     figures = Figures(engine, "r")
     assert figures.latest() is None
     for name in PEOPLE:
-        for count in (14, 6):
+        for count in (9, 4):
             bench.label(name, count, bench.say)
             check(engine, figures.refresh())
     for name in ("ada", "cy"):  # taken back, and said otherwise
@@ -234,7 +237,8 @@ def test_figures_are_those_of_the_raw_rows_while_labels_come_in(engine: Engine) 
 
 
 def test_groups_of_labelers(engine: Engine) -> None:
-    bench = Bench(engine, CampaignConfig(overlap=4, calibration=0, shared_share=0, gold_share=0, repeat_share=0))
+    config = CampaignConfig(overlap=4, calibration=0, shared_share=0, gold_share=0, repeat_share=0)
+    bench = Bench(engine, config, items=8)
     north = Answer(axes={"overall": -1})
 
     def south(task: Task) -> Answer:
@@ -247,10 +251,10 @@ def test_groups_of_labelers(engine: Engine) -> None:
         return south(task) if task.shown[0] == 0 else north
 
     for name, say in zip(PEOPLE, (by_item, by_item, against, by_item), strict=True):
-        bench.label(name, 24, say)
+        bench.label(name, 8, say)
     groups = {group.name: group for group in Figures(engine, "r").refresh().groups}
     assert set(groups) == {"north", "south"}
-    assert (groups["north"].labelers, groups["north"].labels) == (2, 48)
+    assert (groups["north"].labelers, groups["north"].labels) == (2, 16)
     assert groups["north"].agreement["north"].value == 1
     assert groups["north"].agreement["south"].value == groups["south"].agreement["north"].value == 0
     assert groups["south"].agreement["south"].reason == "no item has two labels"
