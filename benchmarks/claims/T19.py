@@ -1,8 +1,8 @@
 """Do intervals cover what they promise, are ratings recovered, and are published figures reproduced? T19.py --seeds 5
 
-Simulations whose true figure is known count how often each 95 % interval covers it: Wilson's, the bootstrap over prompts
-of a win rate, those over items of agreement figures, and that of Bradley-Terry strengths. The published alphas and
-kappas are those of Krippendorff 2011, Fleiss 1971 and Gwet 2014.
+Simulations whose true figure is known count how often each 95 % interval covers it: Wilson's, the bootstrap over
+prompts of a win rate, those over items of agreement figures, and that of Bradley-Terry strengths. The published alphas
+and kappas are those of Krippendorff 2011, Fleiss 1971 and Gwet 2014.
 Writes T19.json, .svg and .png beside this file; exits 0 only where the claim holds.
 """
 
