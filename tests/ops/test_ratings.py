@@ -121,9 +121,10 @@ def test_reliability_and_bias_are_found_with_errors_that_cover_them() -> None:
         first, second, rater, outcome, left, _ = compared(seed, RELIABILITY, BIAS, pairs=600)
         found = rater_effects(first, second, rater, outcome, left)
         off = np.log(found.reliability / RELIABILITY) - np.log(found.reliability / RELIABILITY).mean()
-        within += (np.abs(off) < 1.96 * found.log_reliability_error).mean(), (
-            np.abs(found.bias - BIAS) < 1.96 * found.bias_error
-        ).mean()
+        within += (
+            (np.abs(off) < 1.96 * found.log_reliability_error).mean(),
+            (np.abs(found.bias - BIAS) < 1.96 * found.bias_error).mean(),
+        )
         assert np.bincount(rater) @ np.log(found.reliability) == pytest.approx(0, abs=1e-9)
         assert np.abs(found.bias - BIAS).max() < 0.6 and np.abs(off).max() < 0.8
     assert (within / trials > 0.9).all()
@@ -216,9 +217,7 @@ def test_weighting_by_reliability_orders_better_than_crowd_kit_and_equal_weights
         ours.append(order(strengths.strength, truth))
         equal.append(order(bradley_terry(first, second, outcome).strength, truth))
         a, b = np.where(left > 0, first, second), np.where(left > 0, second, first)
-        frame = pd.DataFrame(
-            {"worker": rater, "left": a, "right": b, "label": np.where(outcome == 1, first, second)}
-        )
+        frame = pd.DataFrame({"worker": rater, "left": a, "right": b, "label": np.where(outcome == 1, first, second)})
         oracle.append(order(NoisyBradleyTerry(n_iter=50).fit_predict(frame).loc[np.arange(10)].to_numpy(), truth))
     assert np.mean(ours) > np.mean(equal) + 0.03
     assert np.mean(ours) > np.mean(oracle)

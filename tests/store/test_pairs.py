@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from prefloop.ops.raters import posterior
+from prefloop.ops.raters import pair_posterior
 from prefloop.store import db
 from prefloop.store.labels import STANDING, Label, open_store
 from prefloop.store.pairs import Posteriors, pair_views, pairs_of
@@ -67,7 +67,10 @@ def test_posteriors_come_from_all_standing_judgments_whatever_their_order(url: s
         Label(judgment=Judgment(comparison_id="pair", annotator="eve", ranking=(1, 0)), status="gold"),
         Label(judgment=Judgment(comparison_id="pair", annotator="joe", flags=(CANT_JUDGE,))),
         Label(judgment=Judgment(comparison_id="four", annotator="ada", ranking=(0, 1, 1, 2))),
-        Label(judgment=Judgment(comparison_id="four", annotator="bob", ranking=(1, 0, 1, 1)), status="extra"),
+        Label(
+            judgment=Judgment(comparison_id="four", annotator="bob", ranking=(1, 0, 1, 1), shown_order=(1, 2, 3, 0)),
+            status="extra",
+        ),
     ]
     with open_store(url) as store:
         for run, order in (("one", [0, 1]), ("two", [1, 0])):
@@ -80,6 +83,8 @@ def test_posteriors_come_from_all_standing_judgments_whatever_their_order(url: s
             assert one.of("four") == two.of("four")
             assert Posteriors(connection, "none", STANDING)._values.size == 0
     pairs = [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6]
-    wins = [1, 0.25, 1, 0, 1, 0.5, 1, 0.5, 0.5, 1, 1, 1, 1, 0.5]
-    expected = posterior(np.array(pairs), np.array([0, 1] * 7), np.array(wins))
-    assert [*one.of("pair"), *one.of("four")] == pytest.approx(expected)
+    wins = [1, -1, 1, -1, 1, 0, 1, 0, 0, 1, 1, 1, 1, 0]
+    turned = [False] * 14
+    turned[3] = turned[5] = turned[7] = True  # to bob item 0 of four stood last
+    expected = pair_posterior(np.array(pairs), np.array([0, 1] * 7), np.array(wins), np.array(turned))
+    assert [*one.of("pair"), *one.of("four")] == pytest.approx(expected.first.tolist())

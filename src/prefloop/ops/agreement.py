@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import combinations_with_replacement
 from typing import Any, Literal
 
 import numpy as np
@@ -207,36 +206,6 @@ def rater_pairs(
     return RaterPairs(
         raters=raters, shared=shared.astype(np.int64), agreement=agreement, kappa=kappa, low=low, high=high
     )
-
-
-def group_agreement(
-    unit: ArrayLike,
-    group: ArrayLike,
-    value: ArrayLike,
-    cluster: ArrayLike | None = None,
-    *,
-    resamples: int = 1000,
-    seed: int = 0,
-) -> tuple[NDArray[Any], list[list[Figure]]]:
-    """The groups of raters [G], and [G][G] shares of equal labels among the pairs of labels of one unit that come from
-    raters of one group and of the other (of the same group: of two of its raters)."""
-    groups, whose = np.unique(group, return_inverse=True)
-    values, said = np.unique(value, return_inverse=True)
-    table = tally(unit, whose * values.size + said, cluster)
-    counts = np.zeros((len(table.patterns), groups.size * values.size))
-    counts[:, table.values] = table.patterns
-    counts = counts.reshape(len(counts), groups.size, values.size)
-    sizes = counts.sum(axis=2)
-
-    def formula(sums: Floats) -> Floats:
-        return _divide(sums[:, 0], sums[:, 1])
-
-    figures = [[Figure(value=np.nan)] * groups.size for _ in groups]
-    for a, b in combinations_with_replacement(range(groups.size), 2):
-        equal, pairs = (counts[:, a] * (counts[:, b] - (a == b))).sum(axis=1), sizes[:, a] * (sizes[:, b] - (a == b))
-        features = np.stack([equal, pairs], axis=1)
-        figures[a][b] = figures[b][a] = _figure(table, features, formula, pairs > 0, resamples, seed)
-    return groups, figures
 
 
 def one_hot(row: Ints, column: Ints, width: int) -> Any:

@@ -10,11 +10,12 @@ from pathlib import Path
 from sqlalchemy import bindparam, update
 
 from prefloop.data import tables as files
+from prefloop.data.arrow import PUBLISHED
 from prefloop.data.found import Found, in_order
 from prefloop.data.identity import names_a_model
 from prefloop.data.layouts import read_row
 from prefloop.data.pairing import comparison_id, pair_completions, rank_completions
-from prefloop.data.rows import PUBLISHED, read_rows
+from prefloop.data.rows import read_rows
 from prefloop.store import db, tables
 from prefloop.store.campaigns import Campaigns, Item, MissingError
 from prefloop.store.exchange import Labeled, check_manifest
