@@ -12,7 +12,7 @@ from prefloop.store.labels import Store
 from prefloop.store.overview import Overview
 from prefloop.web.jobs import Jobs
 
-_AT_ONCE = 0.7  # seconds in which the figures of a small campaign are there
+_AT_ONCE = 0.3  # seconds in which the figures of a small campaign are there
 _SOONEST = 5.0
 _SHARE = 0.05  # of the time goes into figures, at most
 _AFTER_FAILURE = 60.0
