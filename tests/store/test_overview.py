@@ -123,12 +123,11 @@ def test_labels_by_status_and_the_newest(stage: Stage) -> None:
     here.label("bob")
     assert late is not None
     here.answers.submit(late.id, "ada", answer(late), nonce="late")
-    here.answers.submit(late.id, "ada", answer(late, 1), nonce="later")
     here.answers.review(here.campaign, "a", "eve", Answer(flags=["can't judge"]), nonce="e")
     here.answers.withdraw(here.campaign, "bob")
     found = {name: count for name, count in overview(here).statuses(RUN).items() if count}
-    assert found == {"extra": 1, "late": found["late"], "unjudged": 1, "withdrawn": 1}
-    assert found["late"] == 1 and overview(here).newest(RUN) == here.rows()[-1]["number"]
+    assert found == {"extra": 1, "late": 1, "unjudged": 1, "withdrawn": 1}
+    assert overview(here).newest(RUN) == here.rows()[-1]["number"]
 
 
 def test_when_a_labelers_answers_came(stage: Stage) -> None:
