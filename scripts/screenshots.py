@@ -41,7 +41,7 @@ def label(work: Workspace, run: str) -> None:
     campaign = work.campaigns.by_run(run)
     for care, name in enumerate(PEOPLE, 1):
         rng = random.Random(name)
-        while (task := work.desk.next_task(campaign, name)) and not (name == "Dee" and rng.random() < 0.15):
+        while (task := work.desk.next_task(campaign, name)) and not (name == "Dee" and rng.random() < 0.02):
             texts = [task.comparison.items[item].text for item in task.shown]
             if rng.random() < 0.04:
                 answer = Answer(flags=[CANT_JUDGE], rationale="I know too little about this.")

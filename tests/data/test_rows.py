@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefloop.data import rows
+from prefloop.data import limits, rows
 from prefloop.data.jsonl import read_demonstrations, read_preferences, read_prompts
 from prefloop.data.rows import read_jsonl, read_rows
 from prefloop.types import PrefloopError
@@ -207,8 +207,8 @@ BROKEN: list[tuple[str, bytes, str]] = [
     ("a.csv", b'a,b\n"1,2\n', r"a\.csv:2: broken CSV"),
     ("a.parquet", b"PAR1 but not really PAR1", r"a\.parquet: cannot be read"),
     ("a.jsonl.gz", b"not gzip", r"a\.jsonl\.gz: cannot be read"),
-    ("a.json.gz", gzip.compress(b'[{"a": 1}]' * 1000)[:-20], r"a\.json\.gz"),
-    ("a.csv.gz", gzip.compress(b"a\n1\n" * 1000)[:-20], r"a\.csv\.gz: cannot be read"),
+    ("a.json.gz", gzip.compress(b'[{"a": 1}]' * 1000, mtime=0)[:-20], r"a\.json\.gz"),
+    ("a.csv.gz", gzip.compress(b"a\n1\n" * 1000, mtime=0)[:-20], r"a\.csv\.gz: cannot be read"),
     ("a.pkl", pickle.dumps({"a": 1}), r"a\.pkl:1: not UTF-8"),
     ("a.yaml", b"a: !!python/object/apply:os.system [true]\n", r"a\.yaml:1: broken JSON"),
 ]
@@ -270,7 +270,7 @@ def bomb(path: Path, start: bytes, filler: bytes, megabytes: int) -> Path:
 def test_a_row_cannot_be_a_bomb(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, start: bytes, filler: bytes, message: str
 ) -> None:
-    monkeypatch.setattr(rows, "LONGEST_ROW", 2**20)
+    monkeypatch.setattr(limits, "LONGEST_ROW", 2**20)
     path = bomb(tmp_path / name, start, filler, 64)
     tracemalloc.start()
     with pytest.raises(PrefloopError, match=message):
@@ -297,7 +297,7 @@ def test_the_limit_is_wide_enough_for_long_prompts(tmp_path: Path) -> None:
 def test_a_packed_file_cannot_be_a_bomb(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, start: bytes, line: bytes
 ) -> None:
-    monkeypatch.setattr(rows, "LARGEST_UNPACKED", 2**20)
+    monkeypatch.setattr(limits, "LARGEST_UNPACKED", 2**20)
     path = bomb(tmp_path / name, start, line, 2)
     with pytest.raises(PrefloopError, match=r"unpacks to more than 1 MiB"):
         for _ in read_rows(path):
@@ -311,12 +311,12 @@ def test_a_table_cannot_be_a_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     column = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 1000, pyarrow.int32()), long)
     parquet.write_table(pyarrow.table({"prompt": column}), path, compression="zstd", store_schema=False)
     assert path.stat().st_size < 20_000
-    monkeypatch.setattr(rows, "LONGEST_ROW", 2**20)
+    monkeypatch.setattr(limits, "LONGEST_ROW", 2**20)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(PrefloopError, match="a row has at most 1 MiB"):
         list(read_rows(path))
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 600 * 1024  # of 2 GB
-    monkeypatch.setattr(rows, "LARGEST_UNPACKED", 2**20)
+    monkeypatch.setattr(limits, "LARGEST_UNPACKED", 2**20)
     with pytest.raises(PrefloopError, match="unpacks to more than 1 MiB"):
         list(read_rows(path))
 

@@ -27,7 +27,7 @@ def label_all(here: Scene, seed: int = 0) -> None:
             side = 1 if task.shown[1] == better else -1
             if rng.random() < 0.1 + 0.1 * k:
                 side = -side
-            if name == "eve" and rng.random() < 0.3:
+            if name == "eve" and rng.random() < 0.6:
                 side = -1
             value = 0 if rng.random() < 0.1 else side * rng.randint(1, 4)
             answer = Answer(axes=dict.fromkeys(task.config.axes, value))

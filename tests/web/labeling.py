@@ -13,11 +13,9 @@ from prefloop.store.campaigns import Campaign, Item
 from prefloop.types import Comparison, Completion, Judgment, Message, Prompt, Sampling
 from prefloop.web.limits import Limits
 from prefloop.web.workspace import Workspace
-from tests.store.scene import plain
 from tests.web.campaigns import rows
 from tests.web.serving import Server, Visitor, running
 
-__all__ = ["plain"]
 RUN = "runs/zebra-run-7/label"
 PLANTED = ("zebra", "mammoth-13b", "ckpt-4711", "cmp-", "cpl-", "prm-", "987654321", "0.4242", "slicename", "mixname")
 """Parts of what a labeler must not read: run, model, checkpoint, ids, seed, temperature, slice, kind of prompt."""

@@ -15,7 +15,8 @@ from prefloop.store.campaigns import Item
 from prefloop.types import CANT_JUDGE, to_json
 from prefloop.web import answerform
 from prefloop.web.workspace import Workspace
-from tests.web.labeling import PLANTED, RUN, Client, Page, Served, comparison, many, plain, served
+from tests.store.scene import plain
+from tests.web.labeling import PLANTED, RUN, Client, Page, Served, comparison, many, served
 
 Stage = Callable[..., Served]
 JSON = {"accept": "application/json"}

@@ -19,7 +19,8 @@ from prefloop.types import CANT_JUDGE
 from prefloop.web.limits import Limits
 from prefloop.web.serve import server_config
 from prefloop.web.workspace import Workspace
-from tests.web.labeling import Labeling, comparison, make_labeling, many, plain
+from tests.store.scene import plain
+from tests.web.labeling import Labeling, comparison, make_labeling, many
 from tests.web.serving import Server
 
 WAIT = 15_000
@@ -571,6 +572,19 @@ def test_line_23_an_answer_whose_reply_was_lost_is_one_label(stage: Stage) -> No
     page.keyboard.press("2")
     onward(page, lambda: page.keyboard.press("Enter"))
     assert lost == [200] and len(site.here.rows("judgments")) == 1
+
+
+def test_line_28_an_answer_that_the_server_cannot_keep_stays_in_the_browser(stage: Stage) -> None:
+    site = stage(plain(), many(2))
+    page = site.begin()
+    before = page.url
+    page.route(re.compile("/submit$"), lambda route: route.fulfill(status=503, body="{}"))
+    fill_in(page)
+    page.get_by_role("button", name="Submit").click()
+    expect(page.get_by_text("Not saved yet: the server is in trouble")).to_be_visible()
+    page.unroute(re.compile("/submit$"))
+    page.wait_for_url(lambda url: url != before)
+    assert [judgment.rationale for judgment in site.here.judgments().values()] == ["half a thought"]
 
 
 def test_line_32_undo_by_key_as_often_as_one_likes(stage: Stage) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 
 from prefloop.data.found import IMPORTED, Found, Row, chosen, in_order, mapping, name, number, ranks
 from prefloop.data.jsonl import asked, make_completion, make_preference, read_messages, text_completion, text_field
+from prefloop.data.limits import parse_json
 from prefloop.data.platforms import arena, argilla, argilla_flat, label_studio
-from prefloop.data.rows import parse_json
 from prefloop.types import Comparison, Json, Judgment, PrefloopError, from_json
 
 _EXTRAS = ("slice", "mix", "priority", "gold")

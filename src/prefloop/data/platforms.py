@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from prefloop.data.found import IMPORTED, Found, Row, chosen, listed, mapping, name, number
 from prefloop.data.jsonl import asked, read_messages, text_completion, text_field
-from prefloop.data.rows import parse_json
+from prefloop.data.limits import parse_json
 from prefloop.types import Json, Judgment, Message, PrefloopError
 
 BOTH_BAD = "both bad"

@@ -10,12 +10,14 @@ from pathlib import Path
 from sqlalchemy import bindparam, update
 
 from prefloop.data import tables as files
+from prefloop.data.arrow import PUBLISHED
 from prefloop.data.found import Found, in_order
+from prefloop.data.identity import names_a_model
 from prefloop.data.layouts import read_row
 from prefloop.data.pairing import comparison_id, pair_completions, rank_completions
-from prefloop.data.rows import PUBLISHED, read_rows
+from prefloop.data.rows import read_rows
 from prefloop.store import db, tables
-from prefloop.store.campaigns import Campaigns, Item, MissingError, why_held
+from prefloop.store.campaigns import Campaigns, Item, MissingError
 from prefloop.store.exchange import Labeled, check_manifest
 from prefloop.store.labels import Label, Store, check_label, storable
 from prefloop.types import Comparison, Completion, Json, PrefloopError, Prompt, from_json
@@ -226,7 +228,9 @@ class _Batch:
 
 def _item(entry: _Entry) -> Item:
     comparison = entry.comparison
-    held = why_held(comparison)
+    names = sorted({item.checkpoint for item in comparison.items if item.checkpoint})
+    told = next((name for item in comparison.items if (name := names_a_model(item.text, names))), None)
+    held = "" if told is None else f"names a model: {told if told.isprintable() else ascii(told)}"
     return Item(comparison_id=comparison.id, mix=entry.mix, priority=entry.priority, gold=entry.gold, held=held)
 
 

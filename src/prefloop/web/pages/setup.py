@@ -92,8 +92,8 @@ def _run(request: Request, typed: Typed) -> dict[str, str]:
 
 
 def _source(request: Request, typed: Typed) -> dict[str, str]:
-    """Where the items come from, from the workspace on; empty for nothing yet. An upload is kept at once, so that a form
-    that comes back for another reason still has it."""
+    """Where the items come from, from the workspace on; empty for nothing yet. An upload is kept at once, so that a
+    form that comes back for another reason still has it."""
     folder, upload = workspace(request).folder, request.state.form.get("upload")
     uploaded = upload if isinstance(upload, UploadFile) and upload.filename else None
     if sum(map(bool, (uploaded, typed["path"].strip(), typed["collected"]))) > 1:
