@@ -50,6 +50,7 @@ def test_every_control_of_a_conversation(server: Server, browser: Browser, overv
         expect(page.locator("#turn-1 .better strong")).to_have_text("kind")
         fine(page)
         page.get_by_role("button", name="Let it try again beside this").click()
+        expect(page.locator("#turn-1 .answers.pair")).to_be_visible()
         page.get_by_role("button", name="B is better").click()
         page.get_by_role("button", name="A is better").click()
         page.get_by_label("Your message").fill("hello")
@@ -74,7 +75,7 @@ def test_every_control_of_a_conversation(server: Server, browser: Browser, overv
         ("unsafe", "un<b>true"),
         "It is hostile.",
     ]
-    assert (first.ranking, second.ranking) == ((1, 0), (1, 0)) and picked.items[1].text.endswith("heard hello ")
+    assert (first.ranking, second.ranking) == ((1, 0), (1, 0)) and picked.items[1].text.endswith("heard hello (1)")
 
 
 def test_what_somebody_writes_while_they_wait_is_not_lost(server: Server, browser: Browser, overview: str) -> None:
