@@ -26,8 +26,14 @@ from prefloop.web.serve import workspace_key
 from prefloop.web.workspace import Workspace, open_workspace
 
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
+PASSWORD = "a password for pictures"
 WIDTHS = {"wide": 1280, "phone": 390}
-PEOPLE = {"Ada": ("admin", ""), "Bo": ("labeler", "students"), "Chi": ("labeler", "students"), "Dee": ("labeler", "staff")}
+PEOPLE = {
+    "Ada": ("admin", ""),
+    "Bo": ("labeler", "students"),
+    "Chi": ("labeler", "students"),
+    "Dee": ("labeler", "staff"),
+}
 
 
 def label(work: Workspace, run: str) -> None:
@@ -35,7 +41,7 @@ def label(work: Workspace, run: str) -> None:
     campaign = work.campaigns.by_run(run)
     for care, name in enumerate(PEOPLE, 1):
         rng = random.Random(name)
-        while (task := work.desk.next_task(campaign, name)) and not (name == "Dee" and rng.random() < 0.15):
+        while (task := work.desk.next_task(campaign, name)) and not (name == "Dee" and rng.random() < 0.02):
             texts = [task.comparison.items[item].text for item in task.shown]
             if rng.random() < 0.04:
                 answer = Answer(flags=[CANT_JUDGE], rationale="I know too little about this.")
@@ -52,7 +58,7 @@ def label(work: Workspace, run: str) -> None:
 @contextmanager
 def serving(folder: Path) -> Iterator[str]:
     """`prefloop serve`; gives the link that it prints."""
-    command = [sys.executable, "-m", "prefloop", "serve", "--port", "0"]
+    command = [sys.executable, "-u", "-m", "prefloop", "serve", "--port", "0"]
     process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:
@@ -64,3 +70,117 @@ def serving(folder: Path) -> Iterator[str]:
     finally:
         process.terminate()
         process.wait()
+
+
+def prepare(folder: Path, runs: Path | None) -> str:
+    """The workspace; returns the campaign's id."""
+    work = open_workspace(folder, workspace_key(folder))
+    for name, (role, group) in PEOPLE.items():
+        work.accounts.create(name, role, group, password=PASSWORD if name == "Ada" else None, by="screenshots")
+    campaign = example.begin(work, by="Ada")
+    several = campaign.config.model_copy(update={"overlap": len(PEOPLE)})
+    work.campaigns.change(campaign.run, several, by="Ada")
+    label(work, campaign.run)
+    work.accounts.create("Eve", "labeler", "staff", password=PASSWORD, by="screenshots")
+    work.store.close()
+    if runs is not None:
+        shutil.copytree(runs, folder / "runs")
+    return campaign.id
+
+
+def sign_in(page: Page, address: str, name: str) -> None:
+    page.goto(f"{address}/login")
+    page.fill("input[name=name]", name)
+    page.fill("input[name=password]", PASSWORD)
+    page.click("main button")
+
+
+def photograph(page: Page, name: str) -> None:
+    page.wait_for_load_state("networkidle")
+    page.screenshot(path=IMAGES / f"{name}.png", full_page=True)
+
+
+def labeler(page: Page, address: str, campaign: str, look: str) -> None:
+    """What a labeler sees, up to a ranking."""
+    page.goto(f"{address}/login")
+    photograph(page, f"login-{look}")
+    sign_in(page, address, "Eve")
+    photograph(page, f"home-labeler-{look}")
+    page.goto(f"{address}/c/{campaign}")
+    photograph(page, f"intro-{look}")
+    page.locator("form[action$='/next'] button").first.click()
+    seen = set[str]()
+    while seen != {"task", "ranking", "known"} and "/c/" not in page.url:
+        kind = "known" if page.url.endswith("/known") else "ranking" if page.locator("#answer-2").count() else "task"
+        if kind not in seen:
+            photograph(page, f"{kind}-{look}")
+            seen.add(kind)
+        here = page.url
+        if kind == "known":
+            page.locator("main form button").first.click()
+        else:
+            page.keyboard.press("2")
+            page.keyboard.press("Enter")
+            page.wait_for_timeout(300)
+            if page.url == here:
+                page.keyboard.press("Enter")  # a ranking left as it was shown is asked for twice
+        page.wait_for_url(lambda url, here=here: url != here)
+        page.wait_for_load_state("networkidle")
+
+
+def admin(page: Page, address: str, campaign: str, look: str) -> None:
+    """What an admin sees."""
+    sign_in(page, address, "Ada")
+    run = page.request.get(f"{address}/runs")
+    paths = {
+        "home": "/",
+        "new": "/new",
+        "people": "/people",
+        "me": "/me",
+        "campaign": f"/c/{campaign}/manage",
+        "labeler": f"/c/{campaign}/labelers/Bo",
+        "items": f"/c/{campaign}/items",
+        "item": f"/c/{campaign}/items/1",
+        "review": f"/c/{campaign}/review",
+        "versions": f"/c/{campaign}/versions",
+        "edit": f"/c/{campaign}/edit",
+        "transfer": f"/c/{campaign}/transfer",
+        "runs": "/runs",
+    }
+    if found := re.search(r'href="(/runs/[^"/]+)"', run.text()):
+        paths["run"] = found[1]
+    for name, path in paths.items():
+        answer = page.goto(address + path)
+        if answer is None or not answer.ok:
+            raise SystemExit(f"screenshots.py: {path} answers {answer and answer.status}.")
+        page.wait_for_timeout(1500 if name in ("campaign", "labeler", "run") else 0)
+        photograph(page, f"{name}-{look}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, default=None, help="a workspace's runs/ folder to show")
+    runs = parser.parse_args().runs
+    IMAGES.mkdir(parents=True, exist_ok=True)
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        for size, width in WIDTHS.items():
+            for scheme in ("light", "dark"):
+                with tempfile.TemporaryDirectory() as made:
+                    campaign = prepare(Path(made), runs)
+                    with serving(Path(made)) as link:
+                        look = f"{size}-{scheme}"
+                        visit(browser, link.split("/start/")[0], campaign, width, scheme, look)
+        browser.close()
+
+
+def visit(browser: Browser, address: str, campaign: str, width: int, scheme: str, look: str) -> None:
+    for who in (labeler, admin):
+        context = browser.new_context(viewport={"width": width, "height": 860}, color_scheme=scheme)
+        who(context.new_page(), address, campaign, look)
+        context.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,10 +1,12 @@
 """The command line: quick to start, complete in its help, one line for what a user can mend."""
 
 import json
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -12,8 +14,12 @@ from typer.testing import CliRunner
 
 import prefloop
 from prefloop import cli
+from prefloop.configs.campaign import CampaignConfig
 from prefloop.configs.describe import stage_keys
 from prefloop.configs.pipeline import STAGES
+from prefloop.store import db
+from prefloop.store.campaigns import Campaigns
+from prefloop.store.clock import Clock
 from prefloop.store.labels import open_store
 from prefloop.types import Comparison, Completion, Judgment, Message, PrefloopError, Prompt, Sampling
 
@@ -120,22 +126,99 @@ def answer(name: str) -> Completion:
     )
 
 
-def test_labels_go_out_and_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def labels(*words: object) -> tuple[int, dict[str, Any], str]:
+    done = runner.invoke(cli.app, ["labels", *map(str, words), "--json"])
+    return done.exit_code, json.loads(done.stdout), done.stderr
+
+
+@pytest.fixture
+def one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """URL of a store with one judgment."""
     monkeypatch.chdir(tmp_path)
-    one, two = (f"sqlite:///{tmp_path}/{name}.db" for name in ("one", "two"))
+    url = f"sqlite:///{tmp_path}/one.db"
     prompt = Prompt(id="p", messages=(Message(role="user", content="Which?"),))
-    with open_store(one) as store:
+    with open_store(url) as store:
         store.add_comparisons("runs/try/label", [Comparison(id="c", prompt=prompt, items=(answer("a"), answer("b")))])
         judgment = Judgment(comparison_id="c", annotator="Ada", ranking=(1, 0))
         store.add_judgments("runs/try/label", [judgment], simulated=False)
-    file = str(tmp_path / "labels.jsonl")
-    out = runner.invoke(cli.app, ["labels", "export", "runs/try", file, "--database", one, "--json"])
-    back = runner.invoke(cli.app, ["labels", "import", f"{tmp_path}/runs/try", file, "--database", two, "--json"])
-    again = runner.invoke(cli.app, ["labels", "import", "runs/try", file, "--database", two, "--json"])
-    assert json.loads(out.stdout).items() >= {"comparisons": 1, "judgments": 1}.items()
-    assert (json.loads(back.stdout), json.loads(again.stdout)) == ({"judgments": 1}, {"judgments": 0})
-    with open_store(two) as store:
-        assert store.judgments("runs/try/label") == [judgment]
+    return url
+
+
+def test_labels_go_out_and_come_back(tmp_path: Path, one: str) -> None:
+    two, file = f"sqlite:///{tmp_path}/two.db", tmp_path / "labels.jsonl"
+    assert labels("export", "runs/try", file, "--database", one)[1].items() >= {"comparisons": 1, "labels": 1}.items()
+    back = labels("import", f"{tmp_path}/runs/try", file, "--database", two)[1]
+    again = labels("import", "runs/try/label", file, "--database", two)[1]
+    assert (back["labels"], back["known_labels"], again["labels"], again["known_labels"]) == (1, 0, 0, 1)
+    with open_store(two) as store, open_store(one) as first:
+        assert store.judgments("runs/try/label") == first.judgments("runs/try/label")
+    for name, format in (("f", ""), ("a.parquet", ""), ("a.csv", ""), ("p.jsonl", "preferences")):
+        code, done, _ = labels("export", "runs/try", tmp_path / name, "--format", format, "--database", one)
+        assert (code, done["rows"]) == (0, 1)
+
+
+def test_names_become_pseudonyms_by_a_key(tmp_path: Path, one: str) -> None:
+    key, file = tmp_path / "key", tmp_path / "labels.jsonl"
+    words = ("export", "runs/try", file, "--database", one, "--pseudonyms", key)
+    assert "cannot be read" in labels(*words)[1]["error"]
+    key.write_bytes(b"short")
+    assert "a key needs at least 16 bytes" in labels(*words)[1]["error"]
+    key.write_bytes(b"0123456789abcdef")
+    assert labels(*words)[0] == 0
+    assert b"Ada" not in file.read_bytes()
+
+
+def test_other_peoples_answers_go_into_a_campaign_of_any_name(tmp_path: Path, one: str) -> None:
+    engine = db.connect(one)
+    Campaigns(engine, Clock()).create("which is kinder?", CampaignConfig(), by="me")
+    engine.dispose()
+    rows = [{"prompt": "Hi", "answers": ["a", "b", "c"]}, {"prompt": "Bye", "answers": ["a"]}, {"x": 1}]
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    words = ("import", "which is kinder?", tmp_path / "a.json", "--database", one)
+    assert "a.json:3: unknown layout" in labels(*words)[1]["error"]
+    done = labels(*words, "--skip-bad", "--ways", 3)[1]
+    assert (done["items"], done["alone"], done["skipped"]) == (1, 1, 1)
+    with open_store(one) as store:
+        assert [len(c.items) for c in store.comparisons("which is kinder?")] == [3]
+
+
+def test_tampering_is_one_sentence_and_status_1(tmp_path: Path, one: str) -> None:
+    code, done, _ = labels("verify", "--database", one)
+    assert (code, done["judgments"]) == (0, 1)
+    assert len(done["head"]) == 64
+    with sqlite3.connect(tmp_path / "one.db") as connection:
+        connection.execute("UPDATE judgments SET content = replace(content, '[1, 0]', '[0, 1]')")
+    connection.close()
+    code, done, said = labels("verify", "--database", one)
+    assert code == 1
+    assert "are not those that were logged" in done["error"]
+    assert said == f"prefloop: {done['error']}\n"
+
+
+def test_a_backup_is_a_database_of_its_own(tmp_path: Path, one: str, request: pytest.FixtureRequest) -> None:
+    file = tmp_path / "deep" / "copy.db"
+    code, done, _ = labels("backup", file, "--database", one)
+    assert (code, done["file"], done["bytes"]) == (0, str(file), file.stat().st_size)
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert [path.name for path in file.parent.iterdir()] == ["copy.db"]
+    with open_store(f"sqlite:///{file}") as copy, open_store(one) as store:
+        assert copy.judgments("runs/try/label") == store.judgments("runs/try/label")
+        assert copy.verify() == store.verify()
+    code, done, _ = labels("backup", file, "--database", one)
+    assert (code, done["error"]) == (1, f"{file}: is there already; choose another name.")
+    assert "cannot be written" in labels("backup", tmp_path / "one.db" / "x", "--database", one)[1]["error"]
+    code, done, _ = labels("backup", tmp_path / "x", "--database", request.getfixturevalue("postgres_url"))
+    assert code == 1
+    assert "pg_dump" in done["error"]
+
+
+@pytest.mark.parametrize("command", ["import", "export", "verify", "backup"])
+def test_help_of_the_label_commands_says_what_they_take(command: str) -> None:
+    done = runner.invoke(cli.app, ["labels", command, "--help"])
+    words = done.stdout.split()
+    assert {"--json", "--database"} <= set(words)
+    options = {"import": {"--pairs", "--ways", "--seed", "--skip-bad"}, "export": {"--format", "--pseudonyms"}}
+    assert options.get(command, set()) <= set(words)
 
 
 def test_a_report_of_nothing_is_one_line(tmp_path: Path) -> None:

@@ -87,3 +87,65 @@ def compare(folder: Path, database: str, acked: list[Label]) -> dict[str, int]:
         "doubled": len(found) - len(nonces) + sum(row["counted"] > row["needed"] for row in items),
         "miscounted": sum(counted.get(row["id"], 0) != row["counted"] for row in items),
     }
+
+
+def shown_agreement(page: str) -> list[float]:
+    """Shares that the campaign page shows, in per cent, by `data-figure`."""
+    return [float(value) for value in re.findall(r'data-figure="percent"[^>]*>\s*([\d.]+)', page)]
+
+
+def run(labelers: int, minutes: float, items: int, database: str) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        tokens = prepare(folder, database, items, labelers, CONFIG)
+        boss = tokens.pop("boss")
+        work = opened(folder, database)
+        campaign = work.campaigns.by_run(RUN).id
+        work.store.close()
+        pages: list[float] = []
+        with serving(folder, database) as server:
+            until = time.monotonic() + 60 * minutes
+            everyone = [Busy(Labeler(server.address, n, t, campaign), until, n) for n, t in tokens.items()]
+            watcher = threading.Thread(target=watch, args=(server.address, boss, campaign, until, pages))
+            for thread in (*everyone, watcher):
+                thread.start()
+            for thread in (*everyone, watcher):
+                thread.join()
+        failed = [busy.failed for busy in everyone if busy.failed]
+        found = compare(folder, database, [label for busy in everyone for label in busy.acked])
+        engine = db.connect(database or f"sqlite:///{folder / 'prefloop.db'}")
+        figures = Figures(engine, RUN).refresh()
+        engine.dispose()
+    waits = np.array([wait for busy in everyone for wait in busy.waits]) * 1000
+    whole = waits.sum(axis=1)
+    result = {
+        "labelers": labelers,
+        "minutes": minutes,
+        "next_task_p50_ms": round(float(np.median(whole)), 1),
+        "next_task_p95_ms": round(float(np.percentile(whole, 95)), 1),
+        "submit_p95_ms": round(float(np.percentile(waits[:, 0], 95)), 1),
+        "page_p95_ms": round(float(np.percentile(waits[:, 1], 95)), 1),
+        "campaign_page_p95_ms": round(float(np.percentile(pages, 95)) * 1000, 1),
+        "agreement": figures.axes["overall"].percent.value,
+        "failed": failed[:3],
+        **found,
+    }
+    wrong = failed or result["lost"] or result["doubled"] or result["miscounted"]
+    return {**result, "holds": not wrong and result["next_task_p95_ms"] < BAR_MS}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--labelers", type=int, default=50)
+    parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--items", type=int, default=20_000)
+    parser.add_argument("--database", default="", help="URL of an empty PostgreSQL database")
+    parser.add_argument("--json", action="store_true", help="one line")
+    chosen = parser.parse_args()
+    result = run(chosen.labelers, chosen.minutes, chosen.items, chosen.database)
+    print(json.dumps(result, indent=None if chosen.json else 2))
+    sys.exit(not result["holds"])
+
+
+if __name__ == "__main__":
+    main()

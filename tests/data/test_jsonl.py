@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import gzip
 import json
 import logging
 from collections.abc import Callable, Sequence
@@ -96,34 +95,6 @@ def test_an_unfinished_write_leaves_the_old_file(tmp_path: Path) -> None:
         write_jsonl(path, [{"a": 2}, {"a": float("nan")}])
     assert list(read_jsonl(path)) == [(1, {"a": 1})]
     assert [p.name for p in tmp_path.iterdir()] == ["a.jsonl"]
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"", "the file is empty"),
-        (b"\n \n", "the file is empty"),
-        (b'{"a": 1}\n{"a"\n', r"rows\.jsonl:2: broken JSON"),
-        (b'{"a": 1}\n\n[1]\n', r"rows\.jsonl:3: one JSON object a line is needed, not list"),
-        (b'{"a": NaN}', r"rows\.jsonl:1: broken JSON \(NaN is not JSON\)"),
-        (b'{"a": "\xff"}', r"rows\.jsonl:1: broken JSON"),
-        (b'{"a":' * 100_000, r"rows\.jsonl:1: broken JSON"),
-    ],
-)
-def test_broken_files_are_named(tmp_path: Path, content: bytes, message: str) -> None:
-    (tmp_path / "rows.jsonl").write_bytes(content)
-    with pytest.raises(PrefloopError, match=message):
-        list(read_jsonl(tmp_path / "rows.jsonl"))
-
-
-def test_missing_and_cut_off_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(PrefloopError, match=r"none\.jsonl: no such file"):
-        list(read_jsonl(tmp_path / "none.jsonl"))
-    whole = gzip.compress(b'{"a": 1}\n' * 1000)
-    for content in (whole[:-20], b"not gzip", whole[:15] + b"????" + whole[19:]):
-        (tmp_path / "a.jsonl.gz").write_bytes(content)
-        with pytest.raises(PrefloopError, match=r"a\.jsonl\.gz"):
-            list(read_jsonl(tmp_path / "a.jsonl.gz"))
 
 
 def test_our_own_records_come_back(write: Write, tmp_path: Path) -> None:

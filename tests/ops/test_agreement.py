@@ -148,6 +148,11 @@ def test_what_is_undefined_says_why() -> None:
         cohen_kappa([1, 0], [1])
 
 
+def test_no_labels_have_no_pairs_of_raters() -> None:
+    found = rater_pairs([], [], [])
+    assert found.raters.size == 0 and found.shared.shape == found.kappa.shape == found.low.shape == (0, 0)
+
+
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("level", LEVELS)
 def test_alpha_equals_the_oracles(level: Any, seed: int) -> None:

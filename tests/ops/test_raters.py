@@ -22,7 +22,9 @@ PANDAS = pytest.mark.filterwarnings("ignore:The (inplace|copy) keyword")  # crow
 def planted(seed: int, units: int = 400, raters: int = 8, values: int = 3, missing: float = 0.3) -> tuple[Array, ...]:
     """Unit, rater and value of labels by raters of unequal confusion, and the true values."""
     rng = np.random.default_rng(seed)
-    confusion = np.stack([rng.dirichlet(np.full(values, 2.0), size=values) + 1.5 * np.eye(values) for _ in range(raters)])
+    confusion = np.stack(
+        [rng.dirichlet(np.full(values, 2.0), size=values) + 1.5 * np.eye(values) for _ in range(raters)]
+    )
     confusion /= confusion.sum(axis=2, keepdims=True)
     truth = rng.choice(values, size=units, p=[0.5, 0.3, 0.2])
     unit, rater = (x.ravel() for x in np.meshgrid(np.arange(units), np.arange(raters), indexing="ij"))
@@ -34,13 +36,13 @@ def planted(seed: int, units: int = 400, raters: int = 8, values: int = 3, missi
 
 
 @PANDAS
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_dawid_skene_equals_the_oracle(seed: int) -> None:
-    unit, rater, value, _, _ = planted(seed)
+    unit, rater, value, _, _ = planted(seed, units=300, raters=5)
     frame = pd.DataFrame({"task": unit, "worker": rater, "label": value})
-    oracle = Oracle(n_iter=60, tol=-math.inf).fit(frame)
-    found = dawid_skene(unit, rater, value, smoothing=0, iterations=60, tolerance=-math.inf)
-    assert len(found.objective) == 60 and (found.confusion > 1e-9).all()
+    oracle = Oracle(n_iter=12, tol=-math.inf).fit(frame)
+    found = dawid_skene(unit, rater, value, smoothing=0, iterations=12, tolerance=-math.inf)
+    assert len(found.objective) == 12 and found.confusion.min() > 1e-9
     expected = oracle.probas_.loc[found.units, found.values].to_numpy()
     assert np.abs(found.posterior - expected).max() < 1e-9
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from prefloop.configs.campaign import CampaignConfig
@@ -168,6 +170,43 @@ def test_killed_and_begun_again_it_ends_with_the_same_bytes(tmp_path: Path, monk
     assert not any(p.simulated for p in preferences) and {p.margin for p in preferences} == {0.0}
     written = read_demonstrations(killed / RUN / "demonstrations.jsonl")
     assert [d.completion for d in written] == [f"Thing train-{i}." for i in range(6)]
+
+
+def test_labels_made_at_the_pages_of_a_real_server_are_waited_for(tmp_path: Path) -> None:
+    """`prefloop serve` and the stage, each a process of its own; somebody comes in by the link and labels all."""
+    write_answers(tmp_path, 4)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, filter(None, sys.path)))}
+    environment |= {"PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "-m", "prefloop", "serve", "--port", "0"]
+    with (
+        subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, env=environment) as server,
+        stage_process(tmp_path) as stage,
+    ):
+        try:
+            assert server.stdout is not None
+            link = next(found[0] for line in server.stdout if (found := re.search(r"http://\S+/start/\S+", line)))
+            origin = link.partition("/start/")[0]
+            with httpx.Client(base_url=origin, headers={"origin": origin}, follow_redirects=True, timeout=30) as ada:
+                page = sent(ada, ada.get(link), "/invite", name="ada")
+                (place,) = set(re.findall(r'href="(/c/[0-9a-f]+)"', page.text))
+                page = sent(ada, page, f"{place}/next")
+                while "/t/" in page.url.path:
+                    left = page.text.index("A thing") < page.text.index("Another thing")
+                    page = sent(ada, page, f"{page.url.path}/submit", **{"axis:overall": "-3" if left else "3"})
+            stage.wait(timeout=60)
+        finally:
+            server.terminate()
+    preferences = read_preferences(tmp_path / RUN / "preferences.jsonl")
+    assert [p.target for p in preferences] == [float(p.items[0].text.startswith("A thing")) for p in preferences]
+    assert len(preferences) == 4 and not any(p.simulated for p in preferences)
+
+
+def sent(who: httpx.Client, page: httpx.Response, to: str, **fields: str) -> httpx.Response:
+    """What comes after a form of a page, sent with what is hidden in it."""
+    own = {name: re.search(f'name="{name}" value="([^"]*)"', page.text) for name in ("csrf", "nonce", "version")}
+    answer = who.post(to, data={name: found[1] for name, found in own.items() if found} | fields)
+    assert answer.status_code == 200, answer.text
+    return answer
 
 
 def test_it_ends_when_every_item_has_its_labels_and_closes_the_campaign(tmp_path: Path) -> None:

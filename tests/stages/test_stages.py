@@ -37,7 +37,6 @@ from prefloop.models.tiny import tiny_model, tiny_tokenizer
 from prefloop.rewards.learned import LearnedReward
 from prefloop.stages import collect, direct, evaluate, group, label, pipeline, ppo, reward, rollouts, sft
 from prefloop.types import (
-    Comparison,
     Completion,
     Demonstration,
     Judgment,

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import itertools
 import threading
 from collections.abc import Callable, Iterator
@@ -266,9 +267,20 @@ def test_the_right_password_ends_the_accounts_wait_but_buys_no_guesses_at_anothe
 
 def test_tries_at_once_do_not_slip_through_together(hall: Hall) -> None:
     hall.accounts.create("Ada", "admin", password=RIGHT, by="prefloop")
-    results = at_once(12, lambda _: hall.accounts.check_password("Ada", WRONG, "1.2.3.4"))
+    results = at_once(8, lambda _: hall.accounts.check_password("Ada", WRONG, "1.2.3.4"))
     assert results.count(None) == backoff.FREE["account"]
-    assert sum(isinstance(result, TooManyTriesError) for result in results) == 12 - backoff.FREE["account"]
+    assert sum(isinstance(result, TooManyTriesError) for result in results) == 8 - backoff.FREE["account"]
+
+
+def test_who_comes_when_too_many_are_being_checked_is_sent_away_uncounted(hall: Hall) -> None:
+    hall.accounts.create("Ada", "admin", password=RIGHT, by="prefloop")
+    with contextlib.ExitStack() as others:
+        for _ in range(8):
+            others.enter_context(passwords.queue())
+        with pytest.raises(passwords.BusyError):
+            hall.accounts.check_password("Ada", RIGHT, "1.2.3.4")
+        assert hall.count(tables.attempts) == 0
+    assert hall.accounts.check_password("Ada", RIGHT, "1.2.3.4")
 
 
 @pytest.mark.parametrize(

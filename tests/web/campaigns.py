@@ -67,7 +67,7 @@ def rows(workspace: Workspace, name: str) -> list[Any]:
 def filled(config: CampaignConfig | None = None, **changes: str) -> dict[str, str]:
     """A campaign's form as a browser sends it."""
     typed = {name: value for name, value in settings.shown(config or CampaignConfig()).items() if value}
-    own = {"run": "mine", "source": "later", "path": "", "pairs": "3", "ways": "2", "do": "create"}
+    own = {"run": "mine", "path": "", "collected": "", "pairs": "3", "ways": "2", "do": "create"}
     return {name: value for name, value in {**typed, **own, **changes}.items() if value is not None}
 
 

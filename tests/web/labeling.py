@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
-from pathlib import Path
 from typing import Any
 
-from sqlalchemy import select
-from starlette.applications import Starlette
-from starlette.testclient import TestClient
-
 from prefloop.configs.campaign import CampaignConfig
-from prefloop.store import db, tables
 from prefloop.store.campaigns import Campaign, Item
 from prefloop.types import Comparison, Completion, Judgment, Message, Prompt, Sampling
-from prefloop.web.app import make_app
-from prefloop.web.security import Limits
-from prefloop.web.workspace import Workspace, open_workspace
+from prefloop.web.limits import Limits
+from prefloop.web.workspace import Workspace
+from tests.web.campaigns import rows
+from tests.web.serving import Server, Visitor, running
 
 RUN = "runs/zebra-run-7/label"
 PLANTED = ("zebra", "mammoth-13b", "ckpt-4711", "cmp-", "cpl-", "prm-", "987654321", "0.4242", "slicename", "mixname")
 """Parts of what a labeler must not read: run, model, checkpoint, ids, seed, temperature, slice, kind of prompt."""
-HOST = "http://127.0.0.1"
 
 
 def comparison(name: str, *texts: str, prompt: Sequence[tuple[str, str]] = ()) -> Comparison:
@@ -54,18 +48,11 @@ def many(count: int, size: int = 2) -> list[Comparison]:
     return [comparison(str(n), *(f"answer {i} of {n}" for i in range(size))) for n in range(count)]
 
 
-def plain(**changes: Any) -> CampaignConfig:
-    """A campaign in which nothing comes up but its items."""
-    quiet = {"shared_share": 0.0, "gold_share": 0.0, "repeat_share": 0.0, "calibration": 0}
-    return CampaignConfig(**{**quiet, **changes})
-
-
 @dataclass
 class Labeling:
     """A workspace with one campaign, and what a test asks of it."""
 
     workspace: Workspace
-    app: Starlette
 
     @property
     def campaign(self) -> Campaign:
@@ -75,24 +62,12 @@ class Labeling:
     def home(self) -> str:
         return f"/c/{self.campaign.id}"
 
-    def cookie(self, name: str) -> tuple[str, str]:
-        """Name and value of a fresh session's cookie."""
-        own = hashlib.sha256(b"cookies" + self.workspace.key).hexdigest()[:8]
-        return f"prefloop-{own}-session", self.workspace.sessions.begin(name)
-
-    def client(self, name: str = "ada") -> Client:
-        made = TestClient(self.app, base_url=HOST, follow_redirects=False)
-        made.cookies.set(*self.cookie(name))
-        return Client(made, self)
-
     def judgments(self) -> dict[str, Judgment]:
         """What stands, by the comparison's id."""
         return {judgment.comparison_id: judgment for judgment in self.workspace.store.judgments(RUN)}
 
     def rows(self, name: str) -> list[Any]:
-        table = tables.metadata.tables[name]
-        with db.transaction(self.workspace.desk._engine, write=False) as connection:
-            return list(connection.execute(select(table).order_by(table.c.number)).mappings())
+        return rows(self.workspace, name)
 
     def task(self, address: str) -> Any:
         """The row of the task at an address."""
@@ -103,10 +78,20 @@ class Labeling:
 
 
 @dataclass
+class Served(Labeling):
+    """The same behind a server."""
+
+    server: Server
+
+    def client(self, name: str = "ada") -> Client:
+        return Client(self.server.visitor("labeler", name), self)
+
+
+@dataclass
 class Client:
     """A browser without scripts: it sends forms as they stand, but for what a test fills in."""
 
-    http: TestClient
+    http: Visitor
     here: Labeling
 
     def get(self, address: str) -> Page:
@@ -116,7 +101,7 @@ class Client:
         return self.http.post(address, data=fields, **named)
 
     def csrf(self) -> str:
-        return str(self.get("/").values("csrf")[0])
+        return self.http.csrf
 
     def next(self) -> Page:
         """Press Start or Continue."""
@@ -217,17 +202,19 @@ class Page:
 
 
 def make_labeling(
-    folder: Path,
-    config: CampaignConfig,
-    made: Sequence[Comparison],
-    items: Sequence[Item] | None = None,
-    names: Sequence[str] = ("ada", "bob", "eve"),
+    workspace: Workspace, config: CampaignConfig, made: Sequence[Comparison], items: Sequence[Item] | None = None
 ) -> Labeling:
-    workspace = open_workspace(folder, b"k" * 32)
-    for name in names:
-        workspace.accounts.create(name, "labeler", by="prefloop")
+    """Put a campaign of these comparisons up in a fresh workspace, the first ones first."""
     workspace.store.add_comparisons(RUN, made)
-    workspace.campaigns.create(RUN, config, by=names[0])
+    workspace.campaigns.create(RUN, config, by="prefloop")
     given = items or [Item(comparison_id=c.id, mix="mixname", priority=-n) for n, c in enumerate(made)]
-    workspace.campaigns.add_items(RUN, given, by=names[0])
-    return Labeling(workspace, make_app(workspace, Limits()))
+    workspace.campaigns.add_items(RUN, given, by="prefloop")
+    return Labeling(workspace)
+
+
+@contextmanager
+def served(workspace: Workspace, *scene: Any) -> Iterator[Served]:
+    """The same behind a server that bears any number of requests."""
+    here = make_labeling(workspace, *scene)
+    with running(workspace, Limits(session_rate=(1e6, 1e6))) as server:
+        yield Served(here.workspace, server)

@@ -42,7 +42,9 @@ def ppo_row(step: int, steps: int, rng: random.Random, *, bent: bool) -> dict[st
     }
 
 
-def write_run(root: Path, *, steps: int = 60, done: int | None = None, bent: bool = True, finished: bool = True) -> Path:
+def write_run(
+    root: Path, *, steps: int = 60, done: int | None = None, bent: bool = True, finished: bool = True
+) -> Path:
     """Every stage; `done` of the `steps` of ppo. Not `finished`: ppo has not ended and nothing was evaluated."""
     rng = random.Random(0)
     root.mkdir(parents=True, exist_ok=True)
@@ -74,7 +76,7 @@ def write_run(root: Path, *, steps: int = 60, done: int | None = None, bent: boo
 
 def answers(who: str, count: int) -> list[dict[str, Any]]:
     """Two answers to each prompt; the first one's is hostile."""
-    texts = ["{who} says: water it *less*, and give it more light.\n\n1. Check the soil.\n2. Wait.", "{who}: it depends."]
+    texts = ["{who} says: water it *less*, and give it more light.\n\n1. Look at it.\n2. Wait.", "{who}: it depends."]
     return [
         {
             "step": 0,

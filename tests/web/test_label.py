@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -13,26 +14,19 @@ from prefloop.store.answers import Answer
 from prefloop.store.campaigns import Item
 from prefloop.types import CANT_JUDGE, to_json
 from prefloop.web import answerform
-from tests.web.labeling import PLANTED, RUN, Client, Labeling, Page, comparison, make_labeling, many, plain
+from prefloop.web.workspace import Workspace
+from tests.store.scene import plain
+from tests.web.labeling import PLANTED, RUN, Client, Page, Served, comparison, many, served
 
-Stage = Callable[..., Labeling]
+Stage = Callable[..., Served]
 JSON = {"accept": "application/json"}
 
 
 @pytest.fixture
-def stage(tmp_path: Path) -> Iterator[Stage]:
-    """Makes the scene of a test: stage(config, comparisons, items)."""
-    made: list[Labeling] = []
-
-    def make(*arguments: Any, **named: Any) -> Labeling:
-        folder = tmp_path / str(len(made))
-        folder.mkdir()
-        made.append(make_labeling(folder, *arguments, **named))
-        return made[-1]
-
-    yield make
-    for here in made:
-        here.workspace.store.close()
+def stage(workspace: Workspace) -> Iterator[Stage]:
+    """Makes the scene of a test, served: stage(config, comparisons, items)."""
+    with ExitStack() as stack:
+        yield lambda *scene: stack.enter_context(served(workspace, *scene))
 
 
 def test_the_first_page_says_what_is_asked_and_leads_to_a_task(stage: Stage) -> None:
@@ -285,7 +279,7 @@ def test_line_31_labels_keep_the_version_that_their_page_showed(stage: Stage) ->
     here = stage(plain(axes=("overall",), guidelines="Old guidelines."), many(2))
     client = here.client()
     page = client.next()
-    here.workspace.campaigns.change(RUN, plain(axes=("honest", "kind"), guidelines="New guidelines."), by="ada")
+    here.workspace.campaigns.change(RUN, plain(axes=("honest", "kind"), guidelines="New guidelines."), by="prefloop")
     assert "Old guidelines" in client.get(f"/t/{page.task}").said
     assert client.submit(page, {"axis:overall": "2"}).status_code == 303
     new = client.next()
@@ -300,7 +294,7 @@ def test_line_31_a_page_of_an_older_version_is_asked_to_look_again(stage: Stage)
     client = here.client()
     page = client.next()
     here.pass_time(1000)
-    here.workspace.campaigns.change(RUN, plain(axes=("overall", "kind")), by="ada")
+    here.workspace.campaigns.change(RUN, plain(axes=("overall", "kind")), by="prefloop")
     assert client.next().task == page.task
     back = Page.of(client.submit(page, {"axis:overall": "2", "rationale": "kept"}))
     assert back.status == 400 and "has changed" in back.said
@@ -335,7 +329,7 @@ def gold(*ranking: int, note: str = "") -> dict[str, Any]:
     return {"ranking": list(ranking), "note": note}
 
 
-def practice(stage: Stage, *made: Any, **changes: Any) -> Labeling:
+def practice(stage: Stage, *made: Any, **changes: Any) -> Served:
     """Gold items in the practice round, then plain ones."""
     items = [Item(comparison_id=c.id, gold=g) for c, g in made] + [Item(comparison_id=c.id) for c in many(3)]
     config = plain(**{"calibration": len(made), "feedback": True, **changes})
@@ -388,38 +382,48 @@ def test_line_15_no_known_answer_is_shown_otherwise(stage: Stage, changes: dict[
     assert "secret note" not in said and "known answer" not in said + client.get(here.home).said
 
 
-def walk(here: Labeling, client: Client) -> Iterator[Any]:
-    """Every response of a labeler who does all that can be done, well and badly."""
+def walk(here: Served, client: Client) -> Iterator[Any]:
+    """Every response of a labeler who goes through all tasks and does all that can be done, well and badly, with two of
+    each kind."""
 
     def get(address: str) -> Page:
         seen.append(reply := client.http.get(address))
         return Page.of(reply)
 
+    def post(address: str, fields: dict[str, Any]) -> Any:
+        seen.append(reply := client.post(address, fields))
+        return reply
+
+    def onward() -> str:
+        return str(post(f"{here.home}/next", {"csrf": csrf}).headers["location"])
+
     seen: list[Any] = []
-    get("/"), get(here.home), get("/t/none"), get("/c/none"), get(f"/c/{RUN}")
-    seen.append(reply := client.post(f"{here.home}/next", {"csrf": client.csrf()}))
-    step = 0
-    while reply.headers["location"].startswith("/t/"):
-        page = get(reply.headers["location"])
-        draft = f"/t/{page.task}/draft"
-        seen.append(client.post(draft, {**page.form, "rationale": "why"}))
-        seen.append(client.post(f"/t/{page.task}/renew", {"csrf": client.csrf()}))
-        seen.append(client.submit(page, headers=JSON))
-        seen.append(client.submit(page))
+    csrf, kinds = client.csrf(), Counter[str]()
+    for address in ("/", here.home, "/t/none", "/c/none", f"/c/{RUN}"):
+        get(address)
+    to = onward()
+    while to.startswith("/t/"):
+        page = get(to)
         pair = len(page.texts) == 2
         said = {"axis:overall": "1"} if pair else {f"rank:{p}": str(len(page.texts) - 1 - p) for p in range(9)}
-        step += 1
-        if step == 3:
-            seen.append(client.submit(page, said))
-            seen.append(client.post(f"{here.home}/undo", {"csrf": client.csrf()}))
+        kind = here.task(to)["kind"]
+        kinds[kind] += 1
+        curious = kinds[kind] <= 2
+        if curious:
+            post(f"/t/{page.task}/draft", {**page.form, "rationale": "why"})
+            post(f"/t/{page.task}/renew", {"csrf": csrf})
+            seen.append(client.submit(page, headers=JSON))
+            seen.append(client.submit(page))
+            seen.append(client.submit(page, said, headers=JSON))
+            post(f"{here.home}/undo", {"csrf": csrf})
             page = get(f"/t/{page.task}")
-        seen.append(reply := client.submit(page, said, headers=JSON if step % 2 else {}))
-        if reply.status_code == 200:
-            reply.headers["location"] = reply.json()["to"]
-        get(f"/t/{page.task}"), get(f"/t/{page.task}?change"), get(f"/t/{page.task}/known")
-        if reply.headers["location"].endswith("/known"):
-            seen.append(reply := client.post(f"{here.home}/next", {"csrf": client.csrf()}))
-    get(reply.headers["location"])
+        seen.append(reply := client.submit(page, said))
+        to = reply.headers["location"]
+        if curious:
+            get(f"/t/{page.task}"), get(f"/t/{page.task}?change"), get(f"/t/{page.task}/known")
+        if to.endswith("/known"):
+            to = onward()
+    get(to)
     yield from seen
 
 
@@ -446,7 +450,7 @@ def test_line_7_and_15_nothing_of_models_ids_or_kinds_reaches_a_labeler(stage: S
     }
     hidden = [*PLANTED, "bob", "eve"]
     kinds = re.compile(r"\b(gold|repeat|shared|uniform|calibration|priority|slice|seed|checkpoint)\b", re.I)
-    assert len(replies) > 80
+    assert len(replies) > 100
     for reply in replies:
         sent = reply.text + "".join(f"{name}: {value}\n" for name, value in reply.headers.items())
         assert not [word for word in hidden if word in sent], reply.url
@@ -484,7 +488,7 @@ def test_a_paused_or_closed_campaign_says_so_and_keeps_late_answers(stage: Stage
     client = here.client()
     page = client.next()
     for state, says in (("paused", "This campaign is paused."), ("closed", "This campaign is closed.")):
-        here.workspace.campaigns.set_state(RUN, state, by="ada")
+        here.workspace.campaigns.set_state(RUN, state, by="prefloop")
         reply = client.post(f"{here.home}/next", {"csrf": client.csrf()})
         assert says in client.get(reply.headers["location"]).said
         assert "Start" not in client.get(here.home).said
@@ -515,9 +519,10 @@ def test_line_30_a_form_from_before_a_new_session_is_refused_and_nothing_is_lost
     client = here.client()
     page = client.next()
     client.post(f"/t/{page.task}/draft", {**page.form, "rationale": "half an answ"})
-    here.workspace.sessions.end_all("ada", by="ada")
+    cookie = next(name for name in client.http.cookies if name.endswith("session"))
+    here.workspace.sessions.end_all("ada", by="prefloop")
     assert client.submit(page, {"axis:overall": "1"}, headers=JSON).status_code in (401, 403)
-    client.http.cookies.set(*here.cookie("ada"))
+    client.http.cookies.set(cookie, here.workspace.sessions.begin("ada"), domain="127.0.0.1", path="/")
     assert client.submit(page, {"axis:overall": "1"}, headers=JSON).status_code == 403
     back = client.get(f"/t/{page.task}")
     assert back.form["rationale"] == "half an answ"

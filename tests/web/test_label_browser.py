@@ -7,7 +7,6 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +16,12 @@ from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
 
 from prefloop.store.campaigns import Item
 from prefloop.types import CANT_JUDGE
-from tests.web.labeling import Labeling, comparison, make_labeling, many, plain
+from prefloop.web.limits import Limits
+from prefloop.web.serve import server_config
+from prefloop.web.workspace import Workspace
+from tests.store.scene import plain
+from tests.web.labeling import Labeling, comparison, make_labeling, many
+from tests.web.serving import Server
 
 WAIT = 15_000
 
@@ -29,15 +33,15 @@ class Site:
         self.here, self._browser = here, browser
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
-            self._port = free.getsockname()[1]
+            self.url = f"http://127.0.0.1:{free.getsockname()[1]}"
         self._contexts: list[BrowserContext] = []
         self.errors: list[str] = []
         self.start()
 
     def start(self) -> None:
-        settings = uvicorn.Config(self.here.app, port=self._port, log_level="error", timeout_graceful_shutdown=1)
-        self._server = uvicorn.Server(settings)
-        self._thread = threading.Thread(target=self._server.run)
+        listener = socket.create_server(("127.0.0.1", int(self.url.rpartition(":")[2])))
+        self._server = uvicorn.Server(server_config(self.here.workspace, Limits(), 15.0))
+        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [listener]})
         self._thread.start()
         while not self._server.started:
             time.sleep(0.01)
@@ -47,15 +51,19 @@ class Site:
         self._thread.join()
 
     def context(self, name: str = "ada", **named: Any) -> BrowserContext:
-        made = self._browser.new_context(base_url=f"http://127.0.0.1:{self._port}", **named)
+        made = self._browser.new_context(base_url=self.url, **named)
         made.set_default_timeout(WAIT)
         self._contexts.append(made)
         self.sign_in(made, name)
         return made
 
     def sign_in(self, context: BrowserContext, name: str = "ada") -> None:
-        cookie, value = self.here.cookie(name)
-        context.add_cookies([{"name": cookie, "value": value, "url": f"http://127.0.0.1:{self._port}"}])
+        server = Server(self.url, self.here.workspace)
+        visitor = server.visitor("labeler", name)
+        context.add_cookies(
+            [{"name": key, "value": value, "url": self.url} for key, value in visitor.cookies.items() if value]
+        )
+        visitor.close()
 
     def begin(self, context: BrowserContext | None = None, **named: Any) -> Page:
         """A page with the labeler's next task."""
@@ -71,19 +79,18 @@ class Site:
         for context in self._contexts:
             context.close()
         self.stop()
-        self.here.workspace.store.close()
 
 
 Stage = Callable[..., Site]
 
 
 @pytest.fixture
-def stage(tmp_path: Path, browser: Browser) -> Iterator[Stage]:
+def stage(workspace: Workspace, browser: Browser) -> Iterator[Stage]:
     """Makes the scene of a test, served: stage(config, comparisons, items)."""
     made: list[Site] = []
 
-    def make(*arguments: Any, **named: Any) -> Site:
-        made.append(Site(make_labeling(tmp_path, *arguments, **named), browser))
+    def make(*scene: Any) -> Site:
+        made.append(Site(make_labeling(workspace, *scene), browser))
         return made[-1]
 
     yield make
@@ -221,11 +228,47 @@ def test_keys_do_nothing_in_text_fields_with_modifiers_or_under_the_dialog(stage
     page.keyboard.press("1")
     page.keyboard.press("Escape")
     expect(page.get_by_role("dialog", name="Keys")).to_be_hidden()
-    assert page.locator("input:checked").count() == 0
+    assert page.locator("#task input:checked").count() == 0
     assert page.get_by_label("Why?").input_value() == "1 2 9 0 u g ? b n\n"
     page.keyboard.press("g")
     expect(page.locator("#guidelines .text")).to_be_visible()
     assert not site.here.rows("judgments")
+
+
+def test_keys_can_be_turned_off(stage: Stage) -> None:
+    site = stage(plain(), many(1))
+    page = site.begin()
+    page.keyboard.press("?")
+    page.get_by_label("Keys act").uncheck()
+    page.keyboard.press("Escape")
+    page.keyboard.press("1")
+    page.reload()
+    page.keyboard.press("1")
+    assert page.locator(".axis input:checked").count() == 0
+    page.get_by_role("button", name="Keys").click()
+    page.get_by_label("Keys act").check()
+    page.keyboard.press("Escape")
+    page.keyboard.press("1")
+    expect(page.locator(".axis input:checked")).to_have_value("-4")
+
+
+def test_line_31_a_page_of_an_older_version_loads_the_new_one_with_what_was_typed(stage: Stage) -> None:
+    site = stage(plain(axes=("overall",)), many(1))
+    page = site.begin()
+    page.keyboard.press("2")
+    page.get_by_label("Why?").fill("kept")
+    site.here.pass_time(1000)
+    site.here.workspace.campaigns.change(site.here.campaign.run, plain(axes=("kind", "overall")), by="prefloop")
+    site.here.workspace.desk.next_task(site.here.campaign, "ada")  # in another tab
+    page.get_by_role("button", name="Submit").click()
+    expect(page.get_by_text("What this campaign asks has changed")).to_be_visible()
+    expect(page.get_by_label("Why?")).to_have_value("kept")
+    assert page.locator("[data-axis=overall] input:checked").input_value() == "-3"
+    assert page.locator("[data-axis=kind] input:checked").count() == 0
+    page.keyboard.press("6")
+    onward(page, lambda: page.get_by_role("button", name="Submit").click())
+    (row,) = site.here.rows("judgments")
+    assert row["campaign_version"] == 2 and set(row["content"]["axes"]) == {"kind", "overall"}
 
 
 def rank_rows(page: Page) -> list[int]:
@@ -458,7 +501,7 @@ def test_line_30_an_answer_survives_the_end_of_the_session(stage: Stage) -> None
     site = stage(plain(), many(2))
     context = site.context()
     page = site.begin(context)
-    site.here.workspace.sessions.end_all("ada", by="ada")
+    site.here.workspace.sessions.end_all("ada", by="prefloop")
     fill_in(page)
     page.keyboard.press("Escape")
     before = page.url
@@ -487,6 +530,9 @@ def test_line_30_the_back_button_is_harmless_and_an_old_page_shows_what_was_said
     expect(page.locator(".axis input:checked")).to_have_value("-3")
     onward(page, lambda: page.get_by_role("link", name="Change it").click())
     page.keyboard.press("9")
+    page.reload()  # the browser alone has what is to replace an answer
+    expect(page.locator(".axis input:checked")).to_have_value("4")
+    assert [j.strength for j in site.here.judgments().values()] == [3]
     onward(page, lambda: page.get_by_role("button", name="Save the change").click())
     assert task_of(page) == second
     assert [j.strength for j in site.here.judgments().values()] == [4]
@@ -526,6 +572,19 @@ def test_line_23_an_answer_whose_reply_was_lost_is_one_label(stage: Stage) -> No
     page.keyboard.press("2")
     onward(page, lambda: page.keyboard.press("Enter"))
     assert lost == [200] and len(site.here.rows("judgments")) == 1
+
+
+def test_line_28_an_answer_that_the_server_cannot_keep_stays_in_the_browser(stage: Stage) -> None:
+    site = stage(plain(), many(2))
+    page = site.begin()
+    before = page.url
+    page.route(re.compile("/submit$"), lambda route: route.fulfill(status=503, body="{}"))
+    fill_in(page)
+    page.get_by_role("button", name="Submit").click()
+    expect(page.get_by_text("Not saved yet: the server is in trouble")).to_be_visible()
+    page.unroute(re.compile("/submit$"))
+    page.wait_for_url(lambda url: url != before)
+    assert [judgment.rationale for judgment in site.here.judgments().values()] == ["half a thought"]
 
 
 def test_line_32_undo_by_key_as_often_as_one_likes(stage: Stage) -> None:
@@ -695,7 +754,7 @@ def test_new_guidelines_stand_open_once(stage: Stage) -> None:
     site = stage(plain(guidelines="First."), many(3))
     page = site.begin()
     expect(page.locator("#guidelines .text")).to_be_hidden()
-    site.here.workspace.campaigns.change(site.here.campaign.run, plain(guidelines="Second."), by="ada")
+    site.here.workspace.campaigns.change(site.here.campaign.run, plain(guidelines="Second."), by="prefloop")
     for visible in (True, False):
         page.keyboard.press("1")
         onward(page, lambda: page.keyboard.press("Enter"))

@@ -15,23 +15,7 @@ import pytest
 
 from prefloop.types import Message
 from prefloop.web.partners import BROKEN, BUSY, GONE, LATE, REFUSED, Partners, Patience, Reply
-
-STAND_IN = """
-import json, os, sys, time
-print(json.dumps({"ready": True}), flush=True)
-for line in sys.stdin:
-    request = json.loads(line)
-    said = request["messages"][-1]["content"]
-    if said == "wait":
-        time.sleep(60)
-    if said == "die":
-        os.kill(os.getpid(), 9)
-    if said == "refuse":
-        print(json.dumps({"id": request["id"], "error": "secret-model: too long"}), flush=True)
-        continue
-    texts = [f"{os.getpid()} heard {said}"] * request["n"]
-    print(json.dumps({"id": request["id"], "texts": texts, "finished": [True] * request["n"]}), flush=True)
-"""
+from tests.web.standing_in import put_in
 
 
 class Ear:
@@ -68,19 +52,13 @@ def alive(number: int) -> bool:
 
 @pytest.fixture
 def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A process that speaks the same lines as `stages/reply.py`, without a model; returns the real interpreter."""
-    program, real = tmp_path / "program", sys.executable
-    for name in ("model", "other"):
-        (tmp_path / name).mkdir()
-    program.write_text(f"#!/bin/sh\nexec {real} -c '{STAND_IN}'\n")
-    program.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(program))
-    return real
+    """Returns the real interpreter."""
+    return put_in(tmp_path, monkeypatch, "model", "other")
 
 
 @pytest.fixture
 def ear(tmp_path: Path, stand_in: str) -> Iterator[Ear]:
-    made = Partners(tmp_path, Patience(load=10, answer=1.5, idle=0.5, queue=2))
+    made = Partners(tmp_path, Patience(load=30, answer=3, idle=0.5, queue=2))
     yield Ear(made)
     made.close()
 
@@ -92,7 +70,7 @@ def test_questions_are_answered_in_turn_by_one_process_for_each_checkpoint(ear: 
     ear.ask("c")
     ear.wait("c")
     (first, second), (other,), (third,) = (ear.heard[key] for key in "abc")
-    assert first == second == third == f"{first.split()[0]} heard Hello" != other
+    assert first == third == f"{first.split()[0]} heard Hello" != other and second == f"{first} (1)"
 
 
 def test_a_question_that_waits_is_asked_once(ear: Ear) -> None:

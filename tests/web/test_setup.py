@@ -68,7 +68,7 @@ def test_the_guidelines_can_be_seen_before_anything_is_saved(workspace: Workspac
 
 def test_items_from_an_upload(workspace: Workspace, client: Client) -> None:
     admin = client("admin")
-    reply = send(admin, "/new", filled(source="upload", run="up"), ("../pairs.jsonl", pairs(4)))
+    reply = send(admin, "/new", filled(run="up"), ("../pairs.jsonl", pairs(4)))
     made = workspace.campaigns.by_run("up")
     assert reply.status_code == 303 and reply.headers["location"] == f"/c/{made.id}/transfer"
     assert "4 new items, 4 new labels" in admin.get(f"/c/{made.id}/transfer").text
@@ -78,11 +78,11 @@ def test_items_from_an_upload(workspace: Workspace, client: Client) -> None:
 
 def test_an_upload_outlives_another_mistake(workspace: Workspace, client: Client) -> None:
     admin = client("admin")
-    reply = send(admin, "/new", filled(source="upload", overlap="x"), ("pairs.jsonl", pairs(2)))
+    reply = send(admin, "/new", filled(overlap="x"), ("pairs.jsonl", pairs(2)))
     assert reply.status_code == 400
     kept = str(next((workspace.folder / "uploads").iterdir()).relative_to(workspace.folder))
     assert f'value="{kept}"' in reply.text
-    assert send(admin, "/new", filled(source="path", path=kept)).status_code == 303
+    assert send(admin, "/new", filled(path=kept)).status_code == 303
     assert len(workspace.overview.items("mine", Filter())) == 2
 
 
@@ -91,13 +91,13 @@ def test_items_from_a_file_of_the_workspace(workspace: Workspace, client: Client
     (workspace.folder / "data" / "p.jsonl").write_bytes(pairs(3))
     admin = client("admin")
     assert '<option value="data/p.jsonl">' in admin.get("/new").text
-    send(admin, "/new", filled(source="path", path="data/p.jsonl"))
+    send(admin, "/new", filled(path="data/p.jsonl"))
     assert len(workspace.overview.items("mine", Filter())) == 3
 
 
-@pytest.mark.parametrize("path", ["../../etc/passwd", "/etc/passwd", "prefloop.db", "%2e%2e/x.jsonl", "x\0.jsonl", ""])
+@pytest.mark.parametrize("path", ["../../etc/passwd", "/etc/passwd", "prefloop.db", "%2e%2e/x.jsonl", "x\0.jsonl"])
 def test_line_19_no_file_elsewhere_is_imported(workspace: Workspace, client: Client, path: str) -> None:
-    reply = send(client("admin"), "/new", filled(source="path", path=path))
+    reply = send(client("admin"), "/new", filled(path=path))
     assert reply.status_code == 400 and "There is no such file here" in reply.text and workspace.campaigns.all() == []
 
 
@@ -112,25 +112,25 @@ def test_items_from_a_run(workspace: Workspace, client: Client) -> None:
     run, admin = collect(workspace), client("admin")
     page = admin.get(f"/new?run={run}").text
     assert 'value="runs/quickstart/label"' in page and f'<option value="{run}" selected>' in page
-    send(admin, "/new", filled(source="collected", collected=run, run="runs/quickstart/label", pairs="2"))
+    send(admin, "/new", filled(collected=run, run="runs/quickstart/label", pairs="2"))
     found = workspace.overview.items("runs/quickstart/label", Filter())
     assert len(found) == 6 and {len(row.comparison.items) for row in found} == {2}
     assert 'value="runs/quickstart/label-2"' in admin.get(f"/new?run={run}").text
-    assert send(admin, "/new", filled(source="collected", collected="runs/../..", run="other")).status_code == 400
+    assert send(admin, "/new", filled(collected="runs/../..", run="other")).status_code == 400
 
 
 def test_answers_of_a_run_to_rank(workspace: Workspace, client: Client) -> None:
     run = collect(workspace)
-    send(client("admin"), "/new", filled(source="collected", collected=run, pairs="1", ways="4"))
+    send(client("admin"), "/new", filled(collected=run, pairs="1", ways="4"))
     assert {len(row.comparison.items) for row in workspace.overview.items("mine", Filter())} == {4}
 
 
 def test_a_file_that_cannot_be_read_says_so(workspace: Workspace, client: Client) -> None:
     admin = client("admin")
-    reply = send(admin, "/new", filled(source="upload"), ("bad.jsonl", b'{"prompt": 1}\n'))
+    reply = send(admin, "/new", filled(), ("bad.jsonl", b'{"prompt": 1}\n'))
     page = admin.get(reply.headers["location"]).text
     assert 'class="error"' in page and "bad.jsonl:1" in page
-    assert send(admin, "/new", filled(source="upload", run="b"), ("bad.exe", b"MZ")).status_code == 400
+    assert send(admin, "/new", filled(run="b"), ("bad.exe", b"MZ")).status_code == 400
 
 
 def test_a_name_is_taken_once(workspace: Workspace, client: Client) -> None:
@@ -142,9 +142,9 @@ def test_a_name_is_taken_once(workspace: Workspace, client: Client) -> None:
 def test_an_odd_form_is_an_error_and_no_crash(workspace: Workspace, client: Client) -> None:
     admin = client("admin")
     assert send(admin, "/new", {}).status_code == 400
-    assert send(admin, "/new", filled(source="elsewhere")).status_code == 400
+    assert send(admin, "/new", filled(path="x.jsonl", collected=collect(workspace))).status_code == 400
     for odd in ("0", "-1", "1e3", "²", "101", "9" * 100):
-        assert send(admin, "/new", filled(source="collected", pairs=odd)).status_code == 400
+        assert send(admin, "/new", filled(pairs=odd)).status_code == 400
     assert workspace.campaigns.all() == []
 
 

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from importlib.resources import as_file, files
 from pathlib import Path
 
+from prefloop.data.arrow import is_saved
 from prefloop.data.jsonl import read_demonstrations, read_preferences, read_prompts
-from prefloop.data.rows import is_saved
 from prefloop.types import Demonstration, Preference, PrefloopError, Prompt
 
 BUILTIN = "builtin"

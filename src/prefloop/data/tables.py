@@ -20,8 +20,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from prefloop.data.arrow import needed
 from prefloop.data.jsonl import replacing, sync_folder, write_lines
-from prefloop.data.rows import needed, parse_json
+from prefloop.data.limits import parse_json
 from prefloop.types import Json, PrefloopError
 
 EXACT = "exact"
@@ -164,17 +165,18 @@ def _converter(kind: Any, mapping: Convert) -> Convert | None:
         return inner and (lambda value: None if value is None else inner(value))
     if origin is tuple:
         each = _converter(arguments[0], mapping)
-        return each and (lambda value: [each(item) for item in value])
+        return each and (lambda value: [each(item) for item in value] if isinstance(value, list) else value)
     if dataclasses.is_dataclass(kind):
         found = {name: _converter(hint, mapping) for name, hint in _hints(kind).items()}
         parts = {name: convert for name, convert in found.items() if convert}
-        if not parts:
-            return None
-        return lambda value: {
-            **value,
-            **{name: convert(value[name]) for name, convert in parts.items() if name in value},
-        }
+        return (lambda value: _with_parts(value, parts)) if parts else None
     return mapping if origin is Mapping or kind is Any else None
+
+
+def _with_parts(value: Json, parts: Mapping[str, Convert]) -> Json:
+    if not isinstance(value, Mapping):
+        return value
+    return {**value, **{name: convert(value[name]) for name, convert in parts.items() if name in value}}
 
 
 def _arrow(kind: type, rows: Iterable[Json], schema: Any) -> Iterator[Any]:

@@ -188,7 +188,7 @@ def rater_pairs(
     tables = tables.transpose(0, 2, 1, 3)
     shared = tables.sum(axis=(2, 3))
     unequal = 1 - np.eye(values.size)
-    kappa = _kappa(tables.reshape(-1, values.size, values.size), unequal).reshape(shared.shape)
+    kappa = _kappa(tables.reshape(raters.size**2, values.size, values.size), unequal).reshape(shared.shape)
     agreement = _divide(np.trace(tables, axis1=2, axis2=3), shared)
     low, high = np.full(shared.shape, np.nan), np.full(shared.shape, np.nan)
     rng = np.random.default_rng(seed)

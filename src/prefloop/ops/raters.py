@@ -127,8 +127,10 @@ def pair_posterior(
     if_first = who * 2 + np.asarray(turned, dtype=np.int64)[says]
     if_second = if_first ^ 1
     fixed = np.full(units.size, np.nan)
-    for one, first_is_better in (known or {}).items():
-        fixed[units == one] = first_is_better
+    if known:
+        names, answers = np.array(list(known)), np.array(list(known.values()), dtype=float)
+        _, place, which = np.intersect1d(units, names, return_indices=True)
+        fixed[place] = answers[which]
     first = (np.bincount(row, for_first, units.size) + 1) / (np.bincount(row, minlength=units.size) + 2)
     objective: list[float] = []
     while True:
@@ -161,9 +163,8 @@ def side_bias(left: ArrayLike) -> Figure:
 
 def _by_side(if_first: Ints, if_second: Ints, first: Floats, second: Floats, raters: int) -> Floats:
     """[2 L] Sums of weights by rater and the side on which the better one stands."""
-    return np.asarray(
-        np.bincount(if_first, first, 2 * raters) + np.bincount(if_second, second, 2 * raters), dtype=float
-    )
+    sums = np.bincount(if_first, first, 2 * raters) + np.bincount(if_second, second, 2 * raters)
+    return np.asarray(sums, dtype=float)
 
 
 def _settled(objective: list[float], tolerance: float) -> bool:

@@ -23,8 +23,9 @@ from prefloop.types import Comparison, Completion, Demonstration, Judgment, Pref
 
 
 def run(config: LabelConfig) -> Mapping[str, Any]:
-    """Pair, have every pair judged by the panel or by people, and write preferences.jsonl, and what people wrote
-    themselves as demonstrations.jsonl. Simulated people are named so."""
+    """Pair, have every pair judged by the panel or by people, and write preferences.jsonl. Of people also what they
+    wrote themselves, as demonstrations.jsonl, and what failed in conversations, as negatives.jsonl. Simulated people
+    are named so."""
     with Run.open(config.out, config, stage="label", parents={"completions": config.completions}) as run:
         if run.finished:
             _refuse_newer_labels(config, run)
@@ -69,6 +70,7 @@ def _by_people(config: LabelConfig, run: Run, comparisons: Sequence[Comparison])
     preferences = to_preferences(labels.comparisons, labels.judgments, labels.simulated, margins=config.margins)
     written = demonstrations(labels.comparisons, labels.judgments)
     write_jsonl(run.path / "demonstrations.jsonl", written)
+    write_jsonl(run.path / "negatives.jsonl", labels.negatives)
     write_jsonl(run.path / "preferences.jsonl", preferences)
     counts = Counter(judgment.annotator for judgment in labels.judgments)
     return run.finish(
@@ -78,6 +80,7 @@ def _by_people(config: LabelConfig, run: Run, comparisons: Sequence[Comparison])
             **agreement(labels.judgments),
             "annotators": {name: {"n": n} for name, n in sorted(counts.items())},
             "demonstrations": len(written),
+            "negatives": len(labels.negatives),
             "simulated": all(preference.simulated for preference in preferences),
         }
     )

@@ -15,6 +15,7 @@ from prefloop.store.assignment import seen_until
 from prefloop.store.campaigns import Campaigns, Item, MissingError, why_held
 from prefloop.store.clock import Clock
 from prefloop.store.labels import Store
+from prefloop.store.redteam import Negative, RedTeam
 from prefloop.store.standing import Standing, standing
 from prefloop.types import Comparison, Judgment, PrefloopError
 
@@ -24,11 +25,13 @@ _SHARE = 0.1  # of the time goes into asking the database, at most
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Labels:
-    """What people said of a run: all that was compared in its campaign, and the judgments that stand."""
+    """What people said of a run: all that was compared in its campaign, the judgments that stand, and the answers that
+    failed in conversations."""
 
     comparisons: list[Comparison]
     judgments: list[Judgment]
     simulated: Mapping[str, bool]
+    negatives: list[Negative]
 
 
 def ask(database: str, run: str, comparisons: Sequence[Comparison], config: CampaignConfig) -> Labels:
@@ -39,7 +42,8 @@ def ask(database: str, run: str, comparisons: Sequence[Comparison], config: Camp
     judged under this name."""
     engine = db.connect(database)
     with Store(engine) as store:
-        campaigns = Campaigns(engine, Clock(seen_until(engine)))
+        clock = Clock(seen_until(engine))
+        campaigns, red_team = Campaigns(engine, clock), RedTeam(engine, clock)
         store.add_comparisons(run, comparisons)
         if any(store.annotators(run).values()):
             raise PrefloopError(
@@ -61,12 +65,14 @@ def ask(database: str, run: str, comparisons: Sequence[Comparison], config: Camp
                     if found != before:
                         bar.show(found.counted, found.wanted, _note(found))
                     time.sleep(max(POLL_SECONDS, (time.monotonic() - began) / _SHARE))
+        red_team.complete(run)
         if found.state != "closed":
             campaigns.set_state(run, "closed", by="prefloop")
         return Labels(
             comparisons=store.comparisons(run),
             judgments=store.judgments(run),
             simulated=store.annotators(run),
+            negatives=red_team.negatives(run),
         )
 
 

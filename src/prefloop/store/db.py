@@ -149,26 +149,31 @@ def backup(engine: Engine, path: Path) -> dict[str, int | str]:
         raise PrefloopError(
             "PostgreSQL has its own tool for a copy while others work: pg_dump --format=custom --file=FILE DATABASE."
         )
-    if path.exists():
-        raise PrefloopError(f"{path}: is there already; choose another name.")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        if path.exists():
+            raise PrefloopError(f"{path}: is there already; choose another name.")
         path.parent.mkdir(parents=True, exist_ok=True)
-        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL, 0o600))
-        connection = engine.raw_connection()
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
-            connection.cursor().execute("VACUUM INTO ?", (str(temporary),))
+            _copy(engine, temporary)
+            temporary.replace(path)
         finally:
-            connection.close()
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
+            temporary.unlink(missing_ok=True)
         sync_folder(path.parent)
         return {"file": str(path), "bytes": path.stat().st_size}
     except (OSError, ValueError, sqlite3.Error) as error:
         raise PrefloopError(f"{path}: the copy cannot be written ({error}); check the path, and the room.") from error
+
+
+def _copy(engine: Engine, path: Path) -> None:
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL, 0o600))
+    connection = engine.raw_connection()
+    try:
+        connection.cursor().execute("VACUUM INTO ?", (str(path),))
     finally:
-        temporary.unlink(missing_ok=True)
+        connection.close()
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def _migrate(engine: Engine) -> None:

@@ -32,7 +32,7 @@ from prefloop.types import (
     to_json,
 )
 
-_CHUNK = 500
+_CHUNK, _PSEUDONYM = 500, 10
 _ENDINGS = {".jsonl": "jsonl", ".parquet": "parquet", ".csv": "csv", "": "datasets"}
 _FACTS = ("status", "late", "uniform", "campaign_version", "at", "server_seconds")
 _BLANK: Mapping[str, Json] = to_json(Judgment(comparison_id="", annotator=""))
@@ -135,7 +135,7 @@ def _shown_names(connection: Connection, key: bytes | None) -> Callable[[str], s
     if key is None:
         return str
     names = connection.execute(select(tables.annotators.c.name)).scalars()
-    made = {name: hmac.new(key, name.encode(), hashlib.sha256).hexdigest()[:10] for name in names}
+    made = {name: hmac.new(key, name.encode(), hashlib.sha256).hexdigest()[:_PSEUDONYM] for name in names}
     if len(set(made.values())) < len(made):
         raise PrefloopError("Two annotators get the same pseudonym with this key; take another one.")
     return made.__getitem__

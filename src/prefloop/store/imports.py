@@ -10,17 +10,19 @@ from pathlib import Path
 from sqlalchemy import bindparam, update
 
 from prefloop.data import tables as files
+from prefloop.data.arrow import PUBLISHED
+from prefloop.data.found import Found, in_order
 from prefloop.data.identity import names_a_model
-from prefloop.data.layouts import Found, in_order, read_row
+from prefloop.data.layouts import read_row
 from prefloop.data.pairing import comparison_id, pair_completions, rank_completions
-from prefloop.data.rows import PUBLISHED, read_rows
+from prefloop.data.rows import read_rows
 from prefloop.store import db, tables
 from prefloop.store.campaigns import Campaigns, Item, MissingError
 from prefloop.store.exchange import Labeled, check_manifest
 from prefloop.store.labels import Label, Store, check_label, storable
 from prefloop.types import Comparison, Completion, Json, PrefloopError, Prompt, from_json
 
-_MANY_COMPARISONS, _MANY_CHARACTERS = 1000, 2**24
+_MANY_COMPARISONS, _MANY_LABELS, _MANY_CHARACTERS = 1000, 5000, 2**24
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,17 +77,18 @@ def import_items(
         for number, row in read_rows(path):
             try:
                 found = _read(row, f"{path}:{number}")
+                if isinstance(found, _Entry):
+                    batch.add(found, f"{path}:{number}")
+                else:
+                    pool.add(found)
             except PrefloopError as error:
                 if not skip_bad:
                     raise
                 batch.skip(str(error))
-                continue
-            if isinstance(found, _Entry):
-                batch.add(found)
-            else:
-                pool.add(found)
+            batch.flush_if_full()
         for entry in pool.compared(pairs, ways, seed, alone_is_fine=bool(batch.seen)):
-            batch.add(entry)
+            batch.add(entry, str(path))
+            batch.flush_if_full()
         batch.flush()
     except RecursionError as error:
         raise PrefloopError(f"{path}: a row is nested too deeply; flatten or remove it.") from error
@@ -159,7 +162,8 @@ class _Batch:
     def __init__(self, store: Store, campaigns: Campaigns | None, run: str, by: str) -> None:
         self._store, self._run, self._by = store, storable(run, "Run"), by
         self._campaigns = campaigns if campaigns and _has_campaign(campaigns, run) else None
-        self._entries: list[_Entry] = []
+        self._entries: dict[str, _Entry] = {}
+        self._labels: list[Label] = []
         self._characters = 0
         self.seen = 0
         self.result = Imported()
@@ -169,20 +173,30 @@ class _Batch:
         first = result.first_skipped or reason
         self.result = dataclasses.replace(result, skipped=result.skipped + 1, first_skipped=first)
 
-    def add(self, entry: _Entry) -> None:
+    def add(self, entry: _Entry, where: str) -> None:
+        comparison = entry.comparison
+        if comparison.id not in self._entries:
+            self._entries[comparison.id] = entry
+            self._characters += sum(len(item.text) + 8 * len(item.tokens) for item in comparison.items)
+            self._characters += sum(len(message.content) for message in comparison.prompt.messages)
+        elif self._entries[comparison.id].comparison != comparison:
+            raise PrefloopError(
+                f"{where}: comparison {comparison.id} came before with other content; rename one of them."
+            )
         self.seen += 1
-        self._entries.append(entry)
-        self._characters += sum(len(item.text) + 8 * len(item.tokens) for item in entry.comparison.items)
-        self._characters += sum(len(message.content) for message in entry.comparison.prompt.messages)
-        if len(self._entries) >= _MANY_COMPARISONS or self._characters >= _MANY_CHARACTERS:
+        self._labels += entry.labels
+
+    def flush_if_full(self) -> None:
+        full = len(self._entries) >= _MANY_COMPARISONS or len(self._labels) >= _MANY_LABELS
+        if full or self._characters >= _MANY_CHARACTERS:
             self.flush()
 
     def flush(self) -> None:
-        entries, self._entries, self._characters = self._entries, [], 0
-        labels = [label for entry in entries for label in entry.labels]
-        compared = self._store.add_comparisons(self._run, [entry.comparison for entry in entries])
+        entries, labels = self._entries, self._labels
+        self._entries, self._labels, self._characters = {}, [], 0
+        compared = self._store.add_comparisons(self._run, [entry.comparison for entry in entries.values()])
         judged = self._store.add_labels(self._run, labels) if labels else 0
-        items, held = self._put_up({entry.comparison.id: entry for entry in reversed(entries)})
+        items, held = self._put_up(entries)
         before = self.result
         self.result = dataclasses.replace(
             before,

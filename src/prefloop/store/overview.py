@@ -130,6 +130,34 @@ class Overview:
         with db.transaction(self._engine, write=False) as connection:
             return [Stratum(**row) for row in connection.execute(query).mappings()]
 
+    def newest(self, run: str) -> int:
+        """The number of the newest judgment; 0 where there is none."""
+        query = select(judgments.c.number).where(judgments.c.run == run).order_by(judgments.c.number.desc()).limit(1)
+        with db.transaction(self._engine, write=False) as connection:
+            return connection.execute(query).scalar() or 0
+
+    def statuses(self, run: str) -> dict[str, int]:
+        """How many labels stand by status, how many of them are late, and how many answers were withdrawn. This reads
+        all labels: some seconds where there are a million."""
+        table = judgments.c
+        counts = select(table.status, table.late, table.withdrawn, func.count()).where(table.run == run, table.latest)
+        found = dict.fromkeys(("counted", "extra", "gold", "repeat", "unjudged", "late", "withdrawn"), 0)
+        with db.transaction(self._engine, write=False) as connection:
+            for status, late, withdrawn, count in connection.execute(
+                counts.group_by(table.status, table.late, table.withdrawn)
+            ):
+                found["withdrawn" if withdrawn else status] += count
+                found["late"] += count * (late and not withdrawn)
+        return found
+
+    def times(self, run: str, annotator: str, limit: int = 2000) -> list[tuple[float, float | None]]:
+        """When a labeler's last answers came, the oldest first, and how many seconds each had taken."""
+        mine = (judgments.c.run == run) & (judgments.c.annotator == annotator) & judgments.c.at.is_not(None)
+        query = select(judgments.c.at, judgments.c.server_seconds).where(mine)
+        with db.transaction(self._engine, write=False) as connection:
+            rows = connection.execute(query.order_by(judgments.c.number.desc()).limit(limit)).all()
+        return [(row.at, row.server_seconds) for row in reversed(rows)]
+
     def items(self, run: str, where: Filter, *, after: int = 0, limit: int = PAGE) -> list[ItemRow]:
         """The first items with a number above `after`, in the order in which they were added."""
         chosen = and_(comparisons.c.run == run, comparisons.c.number > min(after, _LARGEST), *_filtered(where))

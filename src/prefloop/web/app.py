@@ -8,11 +8,43 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from prefloop.web import charts, templating
-from prefloop.web.pages import campaign, entry, health, home, items, label, me, people, redteam, runs, setup, transfer
+from prefloop.web.pages import (
+    campaign,
+    entry,
+    health,
+    home,
+    items,
+    label,
+    labelers,
+    me,
+    people,
+    redteam,
+    review,
+    runs,
+    setup,
+    transfer,
+)
 from prefloop.web.security import Limits, protect
 from prefloop.web.workspace import Workspace
 
-PAGES = (entry, health, home, me, people, setup, campaign, items, transfer, label, redteam, runs, charts, templating)
+PAGES = (
+    entry,
+    health,
+    home,
+    me,
+    people,
+    setup,
+    campaign,
+    labelers,
+    items,
+    review,
+    transfer,
+    label,
+    redteam,
+    runs,
+    charts,
+    templating,
+)
 
 
 def make_app(workspace: Workspace, limits: Limits) -> Starlette:

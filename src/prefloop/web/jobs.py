@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from prefloop.types import PrefloopError
 
+_PATIENCE = 5.0
 _log = logging.getLogger("prefloop.web")
 
 
@@ -46,6 +47,11 @@ class Jobs:
     def last(self, name: str) -> Job | None:
         """The job of that name that began last."""
         return self._jobs.get(name)
+
+    def close(self) -> None:
+        """Give what runs still some seconds to end."""
+        for job in list(self._jobs.values()):
+            job.done.wait(_PATIENCE)
 
 
 def _run(job: Job, work: Callable[[], str]) -> None:

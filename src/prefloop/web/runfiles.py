@@ -207,7 +207,7 @@ def thinned(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overshoot:
-    """From around `step` on the reward rose by `reward` while the preference fell by `preference` (share of comparisons)."""
+    """From around `step` on the reward rose by `reward`, while the preference (a share) fell by `preference`."""
 
     step: int
     reward: float

@@ -19,6 +19,7 @@ from prefloop.store.progress import Progress
 from prefloop.store.redteam import RedTeam
 from prefloop.store.sessions import Sessions
 from prefloop.web.jobs import Jobs
+from prefloop.web.live import Live
 from prefloop.web.partners import Partners
 
 
@@ -37,6 +38,7 @@ class Workspace:
     progress: Progress
     overview: Overview
     jobs: Jobs
+    live: Live
     sessions: Sessions
     invites: Invites
     health: Health
@@ -46,6 +48,7 @@ class Workspace:
     def close(self) -> None:
         """End all processes, close all connections."""
         self.partners.close()
+        self.jobs.close()
         self.store.close()
         self.health.close()
 
@@ -60,18 +63,20 @@ def open_workspace(folder: Path, key: bytes, database: str = "") -> Workspace:
     url = database_of(folder, database)
     engine = db.connect(url)
     clock = Clock(seen_until(engine))
+    store, overview, jobs = Store(engine), Overview(engine, clock), Jobs()
     return Workspace(
         folder=folder,
         key=key,
         clock=clock,
-        store=Store(engine),
+        store=store,
         campaigns=Campaigns(engine, clock),
         desk=Desk(engine, clock),
         answers=Answers(engine, clock),
         accounts=Accounts(engine, clock),
         progress=Progress(engine, clock),
-        overview=Overview(engine, clock),
-        jobs=Jobs(),
+        overview=overview,
+        jobs=jobs,
+        live=Live(store, overview, jobs),
         sessions=Sessions(engine, clock),
         invites=Invites(engine, clock),
         health=Health(db.connect(url, wait=WAIT), clock),

@@ -20,6 +20,7 @@ from prefloop.web import answerform
 from prefloop.web.differences import differences, similar
 from prefloop.web.forms import field
 from prefloop.web.pages.campaign import campaign_of, shell
+from prefloop.web.pages.review import queue
 from prefloop.web.security import allowed
 from prefloop.web.templating import workspace
 
@@ -58,7 +59,7 @@ def item(request: Request) -> Response:
 def hold(request: Request) -> Response:
     """Keep an item back, or hand it out again."""
     campaign, row = _chosen(request)
-    reason = field(request, "reason").strip()[:200]
+    reason = field(request, "reason").replace("\0", "").strip()[:200]
     if field(request, "do") == "hold" and not reason:
         return _item(request, campaign, {"reason": "Say why this item is held back."})
     reason = reason if field(request, "do") == "hold" else ""
@@ -92,7 +93,11 @@ def judge(request: Request) -> Response:
         work.answers.review(campaign, row.comparison.id, by, answer, nonce=nonce)
     except AnswerError as error:
         return _item(request, campaign, error.fields)
-    return _back(campaign, row)
+    if not field(request, "queue"):
+        return _back(campaign, row)
+    waiting = [other.number for _, other in queue(work, campaign)[0] if other.number != row.number]
+    address = f"items/{waiting[0]}?queue=1" if waiting else "review"
+    return RedirectResponse(f"/c/{campaign.id}/{address}", 303)
 
 
 def verdict(content: Mapping[str, Json]) -> list[tuple[str, str]]:
@@ -139,6 +144,7 @@ def _item(request: Request, campaign: Campaign, problems: Mapping[str, str] | No
         cant_judge=CANT_JUDGE,
         nonce_of_form=secrets.token_urlsafe(16),
         problems=problems or {},
+        queued=bool(request.query_params.get("queue") or (problems and field(request, "queue"))),
     )
 
 

@@ -68,9 +68,9 @@ def say(request: Request) -> Response:
 @allowed("labeler")
 def ask(request: Request) -> Response:
     """Again, where no answer came; else for another answer beside the one that stands there."""
-    found = _mine(request)
+    found, turn = _mine(request), _number(request, "turn")
     workspace(request).red_team.check_open(found)
-    last = found.turns[-1] if found.state == "open" and _number(request, "turn") == len(found.turns) - 1 else None
+    last = found.turns[-1] if found.state == "open" and turn == len(found.turns) - 1 else None
     if last and len(last.alternatives) < 2:
         _ask(request, found, n=1)
     return _back(found)

@@ -20,14 +20,14 @@ from prefloop.web.security import allowed
 from prefloop.web.settings import FormError, Typed
 from prefloop.web.templating import page, workspace
 
-_OWN = ("run", "source", "path", "collected", *HOW, "do", "version")
+_OWN = ("run", "path", "collected", "items", *HOW, "do", "version")
 
 
 @allowed("admin")
 def new(request: Request) -> Response:
     run = request.query_params.get("run", "")
     known = run in sources.collected(workspace(request).folder)
-    own = {"source": "collected" if known else "upload", "collected": run if known else "", "path": "", **HOW}
+    own = {"collected": run if known else "", "path": "", **HOW}
     typed = settings.shown(CampaignConfig()) | own | {"run": _name_for(request, run) if known else ""}
     return _new_form(request, typed, {})
 
@@ -51,8 +51,8 @@ def create(request: Request) -> Response:
     if problems:
         return _new_form(request, typed, problems)
     campaign = work.campaigns.create(typed["run"], config, by=by)
-    if typed["source"] != "later":
-        begin_import(request, campaign, work.folder / typed["path"], read_how(request))
+    if items := typed["items"] or typed["path"]:
+        begin_import(request, campaign, work.folder / items, read_how(request))
         return RedirectResponse(f"/c/{campaign.id}/transfer", 303)
     return RedirectResponse(f"/c/{campaign.id}/manage", 303)
 
@@ -79,7 +79,7 @@ def change(request: Request) -> Response:
 
 def _typed(request: Request) -> dict[str, str]:
     given = {name: value for name, value in request.state.form.items() if isinstance(value, str)}
-    return dict.fromkeys((*_OWN, *settings.FIELDS), "") | given
+    return dict.fromkeys((*_OWN, *settings.FIELDS), "") | given | {"items": ""}
 
 
 def _run(request: Request, typed: Typed) -> dict[str, str]:
@@ -92,24 +92,20 @@ def _run(request: Request, typed: Typed) -> dict[str, str]:
 
 
 def _source(request: Request, typed: Typed) -> dict[str, str]:
-    """Where the items come from, with `path` from the workspace on. An upload is kept at once, so that a form that
-    comes back for another reason still has it."""
-    folder, source = workspace(request).folder, typed["source"]
+    """Where the items come from, from the workspace on; empty for nothing yet. An upload is kept at once, so that a
+    form that comes back for another reason still has it."""
+    folder, upload = workspace(request).folder, request.state.form.get("upload")
+    uploaded = upload if isinstance(upload, UploadFile) and upload.filename else None
+    if sum(map(bool, (uploaded, typed["path"].strip(), typed["collected"]))) > 1:
+        raise PrefloopError("Name one source of items, not several.")
     read_how(request)
-    if source == "upload":
-        upload = request.state.form.get("upload")
-        if not isinstance(upload, UploadFile) or not upload.filename:
-            raise PrefloopError("Choose a file to upload, or another source.")
-        return {"source": "path", "path": sources.keep_upload(folder, upload)}
-    if source == "path":
-        return {"path": _relative(folder, sources.find_file(folder, typed["path"]))}
-    if source == "collected":
+    if uploaded:
+        return {"path": sources.keep_upload(folder, uploaded)}
+    if typed["collected"]:
         if typed["collected"] not in sources.collected(folder):
             raise PrefloopError("Choose one of the run folders.")
-        return {"path": f"{typed['collected']}/samples.jsonl"}
-    if source != "later":
-        raise PrefloopError("Choose where the items come from.")
-    return {}
+        return {"items": f"{typed['collected']}/samples.jsonl"}
+    return {"path": _relative(folder, sources.find_file(folder, typed["path"]))} if typed["path"].strip() else {}
 
 
 def _relative(folder: Path, path: Path) -> str:

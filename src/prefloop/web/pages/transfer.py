@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -119,8 +120,21 @@ def _page(request: Request, campaign: Campaign | None = None, *, error: str = ""
         formats=FORMATS,
         jobs=jobs,
         busy=any(job.running for job in jobs),
-        exports=[(path.name, path.stat()) for path in _exports(work.folder, campaign)],
+        exports=_listed(_exports(work.folder, campaign)),
     )
+
+
+def _listed(paths: Sequence[Path]) -> list[tuple[str, os.stat_result, str]]:
+    """Each export with its manifest, where that is a file of its own."""
+    names = {path.name for path in paths}
+    pairs = [(path, exchange.manifest_path(path).name) for path in paths]
+    return [
+        (path.name, path.stat(), beside if beside in names else "") for path, beside in pairs if not _is_manifest(path)
+    ]
+
+
+def _is_manifest(path: Path) -> bool:
+    return path.name.endswith(exchange.manifest_path("").name)
 
 
 def _import(work: Workspace, campaign: Campaign, path: Path, how: Mapping[str, Json], by: str) -> str:

@@ -5,11 +5,11 @@
   const UNITS = ["number", "share", "signed", "time"];
   const DASHES = ["solid", "dash", "dot", "dashdot", "longdash", "longdashdot", "solid", "dash"];
   const LIGHT = {
-    ink: "#1a1e27", soft: "#535b6b", line: "#d5d9e1", low: "#eef0f4", bad: "#a3242c",
+    ink: "#1a1e27", soft: "#535b6b", line: "#d5d9e1", low: "#f6f7f9", full: "#8ea3f2", bad: "#a3242c",
     colors: ["#2f4fc9", "#b0560a", "#146c3a", "#8a2f8f", "#0b7285", "#a3242c", "#6b5b00", "#535b6b"],
   };
   const DARK = {
-    ink: "#e8eaf0", soft: "#aab1c0", line: "#363c49", low: "#242832", bad: "#ff9aa0",
+    ink: "#e8eaf0", soft: "#aab1c0", line: "#363c49", low: "#1b1e26", full: "#4659b0", bad: "#ff9aa0",
     colors: ["#93a8ff", "#f0a35e", "#7fd6a2", "#dd9be0", "#6fd0de", "#ff9aa0", "#d9c75b", "#aab1c0"],
   };
   const dark = matchMedia("(prefers-color-scheme: dark)");
@@ -118,7 +118,7 @@
     const y = z.map((_, i) => String(i + 1));
     const [zmin, zmax] = data.y === "share" ? [0, 1] : data.y === "signed" ? [-1, 1] : [undefined, undefined];
     const trace = {
-      x, y, z, zmin, zmax, type: "heatmap", xgap: 2, ygap: 2, colorscale: [[0, look.low], [1, look.colors[0]]],
+      x, y, z, zmin, zmax, type: "heatmap", xgap: 2, ygap: 2, colorscale: [[0, look.low], [1, look.full]], textfont: { color: look.ink },
       colorbar: { thickness: 12, tickformat: data.y === "share" ? ".0%" : "", outlinewidth: 0 },
       texttemplate: z.length <= 10 ? (data.y === "share" ? "%{z:.0%}" : "%{z:.2f}") : "",
     };

@@ -2,6 +2,7 @@
 // Without this the page is a plain form that does the same.
 
 const PREFIX = "prefloop:task:";
+const KEYS = "prefloop:keys";
 const KEPT_MS = 30 * 24 * 3600 * 1000;
 const OWN = ["csrf", "nonce", "version", "confirm"]; // of the page, not of the labeler
 
@@ -11,7 +12,8 @@ const trouble = document.getElementById("trouble");
 const state = document.getElementById("state");
 let csrf = document.querySelector("input[name=csrf]")?.value ?? "";
 
-// What this browser keeps of a task until the server has it: {fields, sending, at}.
+// What this browser keeps of a task until the server has it: {fields, at}, and `sending` where it is an answer on its
+// way, `change` where it is to replace one that the server has, `say` where the labeler is to be told.
 
 function kept(task) {
   try { return JSON.parse(localStorage.getItem(PREFIX + task)); } catch { return null; }
@@ -19,7 +21,8 @@ function kept(task) {
 function keep(task, entry) {
   try { localStorage.setItem(PREFIX + task, JSON.stringify({ ...entry, at: Date.now() })); } catch { /* the server has the drafts */ }
 }
-function forget(task) {
+function forget(task, at) {
+  if (at && kept(task)?.at !== at) return; // another tab has kept something newer
   try { localStorage.removeItem(PREFIX + task); } catch { /* nothing was kept */ }
 }
 function keptTasks() {
@@ -98,15 +101,16 @@ async function sendLeftovers(except) {
   for (const task of keptTasks()) {
     const entry = kept(task);
     if (!entry || entry.at < Date.now() - KEPT_MS) forget(task);
-    else if (task !== except && entry.sending) {
+    else if (task === except || entry.change) continue;
+    else if (entry.sending) {
       const outcome = await deliver(task, entry.fields, tell);
       trouble.hidden = true;
       if (outcome.to) { forget(task); continue; }
       keep(task, { fields: entry.fields });
       say("An answer from before could not be kept as it was.", `/t/${task}`, "Look at it");
-    } else if (task !== except) {
+    } else {
       const reply = await send(`/t/${task}/draft`, entry.fields).catch(() => null);
-      if (reply?.ok) forget(task);
+      if (reply?.ok) forget(task, entry.at);
     }
   }
 }
@@ -170,11 +174,13 @@ function begin() {
     form.dispatchEvent(new Event("filled"));
   }
 
-  // Drafts.
+  // Drafts. The server has none of an answer that replaces another: those stay here.
+  const changes = () => [...form.querySelectorAll("[name=confirm]")].some((input) => input.value === "change");
   function changed() {
     if (busy || locked) return;
+    keep(task, { fields: read(), change: changes() });
+    if (changes()) return;
     dirty = true;
-    keep(task, { fields: read() });
     clearTimeout(timer);
     timer = setTimeout(saveDraft, 1000);
   }
@@ -223,9 +229,13 @@ function begin() {
     }
     busy = false;
     form.inert = false;
-    keep(task, { fields: given });
-    if (outcome.confirm === "reload") { location.reload(); return; }
+    if (outcome.confirm === "reload") {
+      keep(task, { fields: given, say: outcome.problems[""] });
+      location.reload();
+      return;
+    }
     const first = show(outcome.problems, outcome.confirm);
+    keep(task, { fields: given, change: changes() });
     const field = first?.closest("fieldset:not(#fields), .field")?.querySelector("input, textarea");
     (outcome.confirm ? document.getElementById("submit") : field ?? focused)?.focus({ preventScroll: true });
   }
@@ -238,7 +248,8 @@ function begin() {
   const entry = kept(task);
   if (entry && (entry.sending || !locked)) fill(entry.fields);
   if (entry?.sending) submit(entry.fields);
-  else if (entry && !locked) saveDraft();
+  else if (entry && !locked && !changes()) saveDraft();
+  if (entry?.say) show({ "": entry.say });
 
   // The lease.
   const renew = () => {
@@ -303,9 +314,15 @@ function prepareKeys(idle) {
   if (axes.length) mark(0);
   button.hidden = false;
   button.addEventListener("click", () => dialog.showModal());
+  const on = document.getElementById("keys-on");
+  try { on.checked = localStorage.getItem(KEYS) !== "off"; } catch { /* on then */ }
+  on.addEventListener("change", () => {
+    try { localStorage.setItem(KEYS, on.checked ? "on" : "off"); } catch { /* for this page then */ }
+  });
 
   document.addEventListener("keydown", (event) => {
     if (event.defaultPrevented || event.isComposing || event.ctrlKey || event.altKey || event.metaKey || dialog.open) return;
+    if (!on.checked) return; // who speaks to the machine would press them unawares
     const text = event.target.closest("textarea, select, input:not([type=radio], [type=checkbox])");
     if (text) {
       if (event.key === "Escape") text.blur();

@@ -105,7 +105,7 @@ list.addEventListener("pointerdown", (event) => {
 
 document.addEventListener("keydown", (event) => {
   if (locked || form.inert || event.defaultPrevented || event.isComposing || event.ctrlKey || event.metaKey) return;
-  if (document.querySelector("dialog[open]") || event.target.closest("textarea, select")) return;
+  if (!document.getElementById("keys-on").checked || document.querySelector("dialog[open]") || event.target.closest("textarea, select")) return;
   const at = rows().indexOf(marked);
   const arrow = { ArrowUp: -1, ArrowDown: 1 }[event.key];
   const step = event.altKey ? null : { j: 1, k: -1 }[event.key.toLowerCase()];
