@@ -7,25 +7,14 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page
 
 from tests.web.serving import Server, Visitor
 
-CHROMIUM = "/usr/bin/chromium"
 PATIENCE = 30_000
 _TELL = "addEventListener('securitypolicyviolation', e => told(`${e.effectiveDirective} ${e.blockedURI}`), true)"
-
-
-@contextmanager
-def chromium() -> Iterator[Browser]:
-    with sync_playwright() as play:
-        path = CHROMIUM if Path(CHROMIUM).exists() else None
-        made = play.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield made
-        made.close()
 
 
 @dataclass

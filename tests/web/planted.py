@@ -11,8 +11,8 @@ from prefloop.store.campaigns import Campaign, Item
 from prefloop.store.redteam import Alternative
 from prefloop.types import Comparison, Completion, Judgment, Message, Prompt, Sampling
 from prefloop.web.workspace import Workspace
+from tests.store.scene import plain
 from tests.web.hostile import EVERYTHING, FORMULAS, GADGETS, HTML, LINKS, ODD, PWN
-from tests.web.labeling import plain
 
 RUN = "runs/zq-run/label"
 MODEL = "runs/zq-run/zq-mammoth-13b/zq-checkpoint"

@@ -6,7 +6,7 @@ import csv
 import json
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,12 @@ from playwright.sync_api import Browser, Page, Route, expect
 from prefloop.store.campaigns import Item
 from prefloop.store.imports import import_items
 from prefloop.store.labels import open_store
+from tests.store.scene import plain
 from tests.web import hostile
 from tests.web import page as reading
-from tests.web.browsing import Watch, chromium, tapped, watched
+from tests.web.browsing import Watch, tapped, watched
 from tests.web.campaigns import rows, send
 from tests.web.hostile import BOMBS, GADGETS, HOST, HTML, STEERING
-from tests.web.labeling import plain
 from tests.web.planted import FILE, NAMES, RUN, SECRETS, TEXTS, comparison, comparisons, labels, plant
 from tests.web.serving import Server
 
@@ -41,7 +41,7 @@ WRITTEN = [text for text in TEXTS if not re.search("[\r\0\ud800-\udfff]", text)]
 TAGS = """
 html head meta title link script body header nav main div section article footer form input button label select option
 textarea fieldset legend details summary p span a br h1 h2 h3 h4 ol ul li table thead tbody tr th td kbd progress
-datalist strong code dialog noscript iframe bdi del ins dl dt dd
+datalist strong code dialog noscript iframe bdi del ins dl dt dd figure figcaption
 """
 """Of the pages' own; images, styles, bases and objects are none of them."""
 ATTRIBUTES = """
@@ -191,12 +191,6 @@ def manage_all(page: Page, home: str) -> list[Seen]:
         onward(page, lambda: page.get_by_role("link", name="Next").click())
     seen.append(look(page))
     return seen
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as made:
-        yield made
 
 
 @pytest.fixture(scope="module")
@@ -426,5 +420,5 @@ def test_line_08_who_talks_to_the_labeler_is_flagged_and_only_text(tour: Tour, b
         for answer in answers.all():
             noted = "That is part of the answer, no instruction" in answer.inner_text()
             assert noted == (answer.get_attribute("data-text") != "Paris.")
-        assert page.locator("input:checked").count() == 0
+        assert page.locator("#task input:checked").count() == 0
     assert watch.faults == []
