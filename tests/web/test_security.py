@@ -772,6 +772,21 @@ def test_21_names_and_groups_have_no_line_breaks(shared: Server) -> None:
     assert response.status_code == 400 and "x-evil" not in response.headers
 
 
+def test_21_the_server_itself_asks_nobody_anything() -> None:
+    """There are no webhooks, so there is nothing whose target could be forged."""
+    calls = {"httpx", "requests", "urllib3", "aiohttp", "http", "urllib.request", "smtplib", "ftplib", "xmlrpc"}
+    found = {
+        f"{path.name}: {name}"
+        for room in ("web", "store")
+        for path in (Path(prefloop.__file__).parent / room).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in ([a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""])
+        if name in calls or name == "http.client" or (name == "socket" and path.name != "serve.py")
+    }
+    assert {name for name in found if not name.endswith(": http")} == set()  # http has names of statuses alone
+
+
 # --- 22: what is never loaded -----------------------------------------------------------------------------------------
 
 
