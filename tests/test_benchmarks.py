@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -41,6 +42,7 @@ sys.path.insert(0, str(FOLDER))  # as for a script that runs there
 quickstart, kl_control, cpu = script("quickstart.py"), script("claims/kl_control.py"), script("cpu.py")
 ceiling, side_by_side, table = script("ceiling.py"), script("side_by_side.py"), script("table.py")
 growth, exactness = script("growth.py"), script("exactness.py")
+reliability, t19 = script("claims/labeler_reliability.py"), script("claims/T19.py")
 
 
 def row(model: str, prompt: str, score: float, text: str = "yes", part: str = "format") -> dict[str, Any]:
@@ -156,6 +158,35 @@ def test_the_page_and_its_curves(report: dict[str, Any], tmp_path: Path) -> None
 def test_the_controllers_claim(ratios: tuple[float, ...], median: float, holds: bool) -> None:
     found = kl_control.verdict({str(i): {"ratio": r, "minutes": 2.0} for i, r in enumerate(ratios)})
     assert (found["median"], found["holds"], found["minutes"]) == (pytest.approx(median), holds, 6.0)
+
+
+@pytest.mark.parametrize(
+    ("gains", "control", "holds"),
+    [([0.05, 0.06, 0.07], 0.001, True), ([0.05, 0.06, -0.2], 0.001, False), ([0.05, 0.06, 0.07], -0.02, False)],
+)
+def test_the_claim_on_reliability(gains: list[float], control: float, holds: bool) -> None:
+    found = reliability.verdict([{"gain": gain, "control_gain": control} for gain in gains], 1.0)
+    assert found["holds"] is holds and found["median"] == sorted(gains)[1]
+
+
+def test_pairs_in_order() -> None:
+    assert reliability.pairs_in_order(np.array([0, 1, 2]), np.array([5, 4, 6])) == pytest.approx(2 / 3)
+
+
+def test_the_claim_on_statistics() -> None:
+    row = {"coverage": {"wilson": 0.95, "alpha": 0.935}, "correlation": 0.98}
+    found = t19.published()
+    assert t19.verdict([row, row], found, 1.0)["holds"] is True
+    low = row | {"coverage": {"wilson": 0.95, "alpha": 0.92}}
+    for rows, published in (
+        ([row, low], found),
+        ([row | {"correlation": 0.9}], found),
+        ([row], found | {"odd": (0.751, 0.75)}),
+    ):
+        assert t19.verdict(rows, published, 1.0)["holds"] is False
+    assert set(t19.interval_covers(np.random.default_rng(0))) == {
+        *("wilson", "win rate", "percent", "alpha", "fleiss", "gwet", "cohen", "strength", "correlation")
+    }
 
 
 def test_a_jobs_summary() -> None:
@@ -304,7 +335,8 @@ def test_without_a_gpu_one_sentence_says_so() -> None:
 
 
 def test_scripts_explain_themselves(capsys: pytest.CaptureFixture[str]) -> None:
-    mains: list[Callable[[list[str]], int]] = [m.main for m in (quickstart, kl_control, cpu, growth, exactness, table)]
+    modules = (quickstart, kl_control, reliability, t19, cpu, growth, exactness, table)
+    mains: list[Callable[[list[str]], int]] = [module.main for module in modules]
     for main in mains:
         with pytest.raises(SystemExit) as caught:
             main(["--help"])

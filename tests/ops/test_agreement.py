@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
@@ -148,11 +149,6 @@ def test_what_is_undefined_says_why() -> None:
         cohen_kappa([1, 0], [1])
 
 
-def test_no_labels_have_no_pairs_of_raters() -> None:
-    found = rater_pairs([], [], [])
-    assert found.raters.size == 0 and found.shared.shape == found.kappa.shape == found.low.shape == (0, 0)
-
-
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("level", LEVELS)
 def test_alpha_equals_the_oracles(level: Any, seed: int) -> None:
@@ -190,6 +186,7 @@ def test_pairs_of_raters_equal_one_pair_at_a_time(seed: int) -> None:
             bounds = (found.low[one, other], found.high[one, other])
             assert bounds == pytest.approx((single.low, single.high), abs=0.04)
     assert np.isnan(np.diag(found.kappa)).all()
+    assert rater_pairs([], [], []).kappa.shape == (0, 0)
 
 
 @given(st.integers(0, 10**6), st.randoms())
@@ -314,3 +311,12 @@ def test_figures_of_real_annotators_equal_the_oracles() -> None:
         assert cohen_kappa(said[0], said[1], weights).value == pytest.approx(expected, abs=1e-9)  # type: ignore[arg-type]
     equal = np.mean([table[a] == table[b] for a, b in combinations(range(3), 2)])
     assert percent_agreement(tally(unit, value)).value == pytest.approx(float(equal), abs=1e-9)
+
+
+def test_one_label_a_pair_leaves_agreement_undefined() -> None:
+    """Fine-grained RLHF: six pairs of four answers to 500 questions, with one label each."""
+    rows = json.loads((data("fine_grained_rlhf") / "dev_feedback.json").read_text(encoding="utf-8"))
+    value = np.array([row["preference"] for row in rows])
+    assert value.shape == (500, 6) and Counter(value.ravel().tolist()) == {1: 1577, 2: 1039, 0: 384}
+    for figure in FIGURES.values():
+        assert figure(tally(np.arange(3000), value.ravel())).reason == NO_PAIR

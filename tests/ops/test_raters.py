@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import json
 import math
+import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -198,3 +201,19 @@ def test_side_bias() -> None:
     found = side_bias([True] * 30 + [False] * 10)
     assert (found.value, found.low, found.high, found.n) == (0.75, *wilson(30, 40), 40)
     assert math.isnan(side_bias([]).value) and side_bias([]).reason == "there are no preferences"
+
+
+@PANDAS
+def test_dawid_skene_of_real_annotators_equals_the_oracle() -> None:
+    """PandaLM: 999 pairs of answers, each judged by three people: 0 a tie, 1 or 2 the better one."""
+    folder = os.environ.get("PREFLOOP_TEST_DATA")
+    if folder is None:
+        pytest.skip("not run without PREFLOOP_TEST_DATA: figures of labels by real people")
+    rows = json.loads((Path(folder) / "pandalm_human" / "testset-v1.json").read_text(encoding="utf-8"))
+    value = np.array([[row[f"annotator{k}"] for k in (1, 2, 3)] for row in rows]).ravel()
+    unit, rater = np.repeat(np.arange(999), 3), np.tile([1, 2, 3], 999)
+    frame = pd.DataFrame({"task": unit, "worker": rater, "label": value})
+    oracle = Oracle(n_iter=4, tol=-math.inf).fit(frame)  # further on it cuts chances off at 1e-10
+    found = dawid_skene(unit, rater, value, smoothing=0, iterations=4, tolerance=-math.inf)
+    assert found.confusion.min() > 1e-9
+    assert np.abs(found.posterior - oracle.probas_.loc[found.units, found.values].to_numpy()).max() < 1e-9

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import json
 import math
+import os
+from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -221,3 +225,20 @@ def test_weighting_by_reliability_orders_better_than_crowd_kit_and_equal_weights
         oracle.append(order(NoisyBradleyTerry(n_iter=50).fit_predict(frame).loc[np.arange(10)].to_numpy(), truth))
     assert np.mean(ours) > np.mean(equal) + 0.03
     assert np.mean(ours) > np.mean(oracle)
+
+
+def test_strengths_of_real_labels_equal_logistic_regression() -> None:
+    """Fine-grained RLHF: 500 questions, four answers, six pairs of them: 1 or 2 the better one, 0 a tie."""
+    folder = os.environ.get("PREFLOOP_TEST_DATA")
+    if folder is None:
+        pytest.skip("not run without PREFLOOP_TEST_DATA: figures of labels by real people")
+    rows = json.loads((Path(folder) / "fine_grained_rlhf" / "dev_feedback.json").read_text(encoding="utf-8"))
+    one, other = (np.tile(side, 500) for side in np.transpose(list(combinations(range(4), 2))))
+    outcome = np.array([0.5, 1.0, 0.0])[np.array([row["preference"] for row in rows]).ravel()]
+    found = bradley_terry(one, other, outcome, cluster=np.repeat(np.arange(500), 6))
+    design = np.eye(4)[one] - np.eye(4)[other]
+    oracle = LogisticRegression(C=5.0**2, fit_intercept=False, tol=1e-12, max_iter=10_000)
+    weight = np.concatenate([outcome, 1 - outcome])
+    oracle.fit(np.tile(design, (2, 1)), np.repeat([1, 0], 3000), sample_weight=weight)
+    assert found.strength == pytest.approx(oracle.coef_[0], abs=1e-6)
+    assert (found.error > 0.01).all()

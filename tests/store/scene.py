@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Engine, insert, select
+from sqlalchemy import Engine, insert, select, update
 
 from prefloop.configs.campaign import CampaignConfig
 from prefloop.store import db, tables
@@ -107,5 +107,7 @@ def scene(
         connection.execute(insert(tables.annotators), [{"name": name, "simulated": False} for name in labelers])
     here.store.add_comparisons(RUN, made)
     here.campaigns.create(RUN, config, by="ada")
+    with db.transaction(engine, write=True) as connection:
+        connection.execute(update(tables.campaigns).values(salt="the same each time"))
     here.campaigns.add_items(RUN, items or [Item(comparison_id=c.id) for c in made], by="ada")
     return here

@@ -113,3 +113,31 @@ def test_versions_newest_first(stage: Stage) -> None:
         (2, "bob", "Second"),
         (1, "ada", "Which answer is better?"),
     ]
+
+
+def test_labels_by_status_and_the_newest(stage: Stage) -> None:
+    here = stage(plain(), [comparison("a")])
+    assert overview(here).newest(RUN) == 0 and not any(overview(here).statuses(RUN).values())
+    late = here.next("ada")
+    here.clock.now += 1000
+    here.label("bob")
+    assert late is not None
+    here.answers.submit(late.id, "ada", answer(late), nonce="late")
+    here.answers.review(here.campaign, "a", "eve", Answer(flags=["can't judge"]), nonce="e")
+    here.answers.withdraw(here.campaign, "bob")
+    found = {name: count for name, count in overview(here).statuses(RUN).items() if count}
+    assert found == {"extra": 1, "late": 1, "unjudged": 1, "withdrawn": 1}
+    assert overview(here).newest(RUN) == here.rows()[-1]["number"]
+
+
+def test_when_a_labelers_answers_came(stage: Stage) -> None:
+    here = stage(plain(), [comparison(name) for name in "abc"])
+    for _ in range(3):
+        task = here.next("ada")
+        assert task is not None
+        here.clock.now += 10
+        here.answers.submit(task.id, "ada", answer(task), nonce=task.id)
+    times = overview(here).times(RUN, "ada")
+    assert [round(seconds or 0) for _, seconds in times] == [10, 10, 10]
+    assert times == sorted(times) and overview(here).times(RUN, "ada", limit=1) == times[-1:]
+    assert overview(here).times(RUN, "bob") == []

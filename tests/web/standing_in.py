@@ -21,7 +21,7 @@ for line in sys.stdin:
         print(json.dumps({"id": request["id"], "error": "secret-model-1: too long"}), flush=True)
         continue
     texts = [said[4:] if said[:4] == "say " else f"{os.getpid()} heard {said}"] * request["n"]
-    texts = [text + " " * k for k, text in enumerate(texts)]
+    texts = [text + f" ({k})" * bool(k) for k, text in enumerate(texts)]
     print(json.dumps({"id": request["id"], "texts": texts, "finished": [True] * request["n"]}), flush=True)
 """
 

@@ -13,9 +13,9 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from prefloop.store.answers import Answer
-from prefloop.store.campaigns import Item
+from prefloop.store.campaigns import Campaign, Item
 from prefloop.store.overview import Filter
-from prefloop.web import example
+from prefloop.web import example, live
 from tests.store.scene import comparison, plain
 from tests.web.campaigns import campaign, collect, label, rows
 from tests.web.serving import Server
@@ -50,7 +50,8 @@ class Desk:
         visitor = server.visitor(role, name=named.pop("name", ""))
         self.name, self.said, self.foreign = visitor.name, [], []
         self._context = browser.new_context(base_url=server.url, **named)
-        self._context.set_default_timeout(15_000)
+        self._context.set_default_timeout(20_000)
+        self._context.set_default_navigation_timeout(60_000)  # charts take some seconds where all cores are busy
         cookies = [{"name": key, "value": value, "url": server.url} for key, value in visitor.cookies.items()]
         self._context.add_cookies(cookies)  # type: ignore[arg-type]
         self.page = self._context.new_page()
@@ -322,17 +323,94 @@ def test_hostile_text_stays_text(server: Server, sit: Sit) -> None:
         assert page.locator("img, base, form[action='/example'] button:text('go'), a[href^=javascript]").count() == 0
 
 
-@pytest.mark.parametrize("width", [1280, 320])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing_and_nothing_is_cut_off(server: Server, sit: Sit, width: int, scheme: str) -> None:
+def drawn(page: Page) -> int:
+    """Scroll to each chart and wait until it is drawn; how many there are."""
+    frames = page.locator("iframe.chart").all()
+    for frame in frames:
+        frame.scroll_into_view_if_needed()
+        expect(frame.content_frame.locator(".main-svg").first).to_be_visible(timeout=30_000)
+    return len(frames)
+
+
+@pytest.fixture
+def judged(server: Server) -> Campaign:
+    """Ann and Bob labeled both items, and differ on one."""
     work = server.workspace
-    work.accounts.create("ann", "labeler", by="prefloop")
-    made = campaign(work, names=["a", "b"], ratings=True, rubric=("cites its sources",))
-    work.campaigns.change(made.run, made.config.model_copy(update={"title": "Renamed", "ratings": False}), by="ann")
-    label(work, made, "ann")
+    for name, group in (("ann", "nurses"), ("bob", "teachers")):
+        work.accounts.create(name, "labeler", group, by="prefloop")
+    made = campaign(work, names=["a", "b"], overlap=2, title="Which one?")
+    for name in ("ann", "bob"):
+        while task := work.desk.next_task(made, name):
+            item = 0 if name == "ann" or task.comparison.id == "a" else 1
+            side = -2 if task.shown[0] == item else 2
+            work.answers.submit(task.id, name, Answer(axes={"overall": side}), nonce=task.id)
+    return made
+
+
+def test_figures_charts_and_what_comes_by_itself(
+    server: Server, sit: Sit, judged: Campaign, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "_SOONEST", 0.0)
+    monkeypatch.setattr(live, "_SHARE", 1.0)
+    page = sit().page
+    page.goto(f"/c/{judged.id}/manage")
+    expect(page.locator("#live[data-number='4']")).to_be_visible(timeout=20_000)
+    expect(page.get_by_role("region", name="Agreement by axis")).to_contain_text("50 %")
+    assert drawn(page) >= 3
+    for frame in page.frames[1:]:
+        text = frame.locator("body").inner_text()
+        assert "ann" not in text and "bob" not in text and frame.evaluate("document.title") == "Chart"
+    page.evaluate("scrollTo(0, 0)")
+    page.locator("summary", has_text="Agreement by pair of labelers").click()
+    page.evaluate("document.activeElement.blur()")
+    server.workspace.answers.review(judged, "b", "bob", Answer(axes={"overall": -1}), nonce="again")
+    expect(page.locator("#live[data-number='5']")).to_be_visible(timeout=20_000)
+    expect(page.get_by_role("region", name="Agreement by axis")).to_contain_text("100 %")
+    expect(page.get_by_role("region", name="Agreement by pair of labelers")).to_be_visible()  # it stayed open
+    assert drawn(page) >= 3
+
+
+def test_a_labeler_is_looked_at_and_paused(server: Server, sit: Sit, judged: Campaign) -> None:
+    page = sit("admin").page
+    page.goto(f"/c/{judged.id}/manage")
+    page.get_by_role("region", name="Labelers").get_by_role("link", name="ann").click()
+    expect(page.get_by_role("heading", name="ann")).to_be_visible()
+    assert drawn(page) >= 1
+    page.evaluate("scrollTo(0, 0)")
+    press(page, "Pause")
+    account = server.workspace.accounts.find("ann")
+    assert account is not None and account.paused
+    press(page, "Hand out tasks again")
+    account = server.workspace.accounts.find("ann")
+    assert account is not None and not account.paused
+
+
+def test_the_review_queue_is_worked_through(server: Server, sit: Sit, judged: Campaign) -> None:
+    desk = sit()
+    page = desk.page
+    page.goto(f"/c/{judged.id}/manage")
+    page.get_by_role("link", name="Review", exact=True).click()
+    page.get_by_role("link", name="Begin with the first").click()
+    expect(page.get_by_role("region", name="Labels")).to_contain_text("bob")
+    page.get_by_label("1 clearly").check()
+    page.get_by_label("Why", exact=True).first.fill("It is right.")
+    press(page, "Save my label and go on")
+    expect(page.get_by_text("Nothing waits.")).to_be_visible()
+    last = rows(server.workspace, "judgments")[-1]
+    assert (last["annotator"], last["choice"], last["status"]) == (desk.name, 3, "extra")
+    assert last["content"]["rationale"] == "It is right."
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (320, "dark")])
+def test_axe_finds_nothing_and_nothing_is_cut_off(
+    server: Server, sit: Sit, judged: Campaign, width: int, scheme: str
+) -> None:
+    work, made = server.workspace, judged
+    changed = made.config.model_copy(update={"title": "Renamed", "ratings": True, "rubric": ("cites its sources",)})
+    work.campaigns.change(made.run, changed, by="ann")
     work.campaigns.hold(made.run, "b", "a very long reason " * 8, by="ann")
     page = sit("admin", viewport={"width": width, "height": 900}, color_scheme=scheme).page
-    places = ["manage", "items", "items/1", "items/2", "versions", "transfer", "edit"]
+    places = ["manage", "items", "items/1", "items/2", "review", "labelers/ann", "versions", "transfer", "edit"]
     for place in ("/", "/new", *(f"/c/{made.id}/{place}" for place in places)):
         page.goto(place)
         page.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -10,9 +11,9 @@ from prefloop.store.campaigns import Campaign, Item
 from prefloop.store.overview import PAGE
 from prefloop.types import CANT_JUDGE
 from prefloop.web.pages.items import verdict
-from prefloop.web.workspace import Workspace
+from prefloop.web.workspace import Workspace, open_workspace
 from tests.web.campaigns import campaign, label, rows, send
-from tests.web.serving import Visitor
+from tests.web.serving import Visitor, running
 
 Client = Callable[..., Visitor]
 NONCE = "n" * 22
@@ -96,7 +97,11 @@ def test_line_18_what_is_asked_for_is_only_ever_a_value(workspace: Workspace, cl
     made = campaign(workspace)
     before = rows(workspace, "comparisons")
     reply = client("reviewer").get(f"/c/{made.id}/items?{query}")
-    assert reply.status_code == 200 and "sqlite" not in reply.text.lower() and len(listed(reply.text)) in (0, 3)
+    assert (
+        reply.status_code == (404 if "%00" in query else 200)
+        and "sqlite" not in reply.text.lower()
+        and len(listed(reply.text)) in (0, 3)
+    )
     if query.startswith(("slice", "mix")):
         assert listed(reply.text) == []
     assert rows(workspace, "comparisons") == before
@@ -225,3 +230,18 @@ def test_line_14_labelers_see_and_change_nothing_here(workspace: Workspace, clie
     assert rows(workspace, "comparisons") == before and rows(workspace, "judgments") == []
     nobody = client()
     assert nobody.get(f"/c/{made.id}/items").headers["location"].startswith("/login")
+
+
+def test_line_18_the_same_on_postgresql(tmp_path: Path, postgres_url: str) -> None:
+    """PostgreSQL takes no NUL in a text and no number beyond 32 bits."""
+    work = open_workspace(tmp_path, bytes(32), postgres_url)
+    with running(work) as server:
+        made, reviewer = campaign(work), server.visitor("reviewer")
+        for query in ("slice=a%00b", "mix=%00", "after=99999999999", "slice=%ed%a0%80", "state=%00", "slice=%25"):
+            assert reviewer.get(f"/c/{made.id}/items?{query}").status_code in (200, 404), query
+        for place in ("/c/%00/manage", f"/c/{made.id}/items/99999999999", f"/c/{made.id}/labelers/a%00b"):
+            assert reviewer.get(place).status_code in (400, 404), place
+        reply = send(reviewer, f"/c/{made.id}/items/1/hold", {"do": "hold", "reason": "a\0b"})
+        assert reply.status_code in (303, 400)
+        assert len(listed(reviewer.get(f"/c/{made.id}/items?state=waiting").text)) in (2, 3)
+    work.close()

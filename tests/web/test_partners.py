@@ -70,7 +70,7 @@ def test_questions_are_answered_in_turn_by_one_process_for_each_checkpoint(ear: 
     ear.ask("c")
     ear.wait("c")
     (first, second), (other,), (third,) = (ear.heard[key] for key in "abc")
-    assert first == third == f"{first.split()[0]} heard Hello" != other and second == f"{first} "
+    assert first == third == f"{first.split()[0]} heard Hello" != other and second == f"{first} (1)"
 
 
 def test_a_question_that_waits_is_asked_once(ear: Ear) -> None:

@@ -86,7 +86,7 @@ def test_a_whole_conversation_becomes_preferences(server: Server, client: Client
     talk = Talk(client("labeler", name="ann"), made)
     assert talk.say("Is the earth <i>flat</i>?").status_code == 303
     page = talk.get()
-    assert '<noscript><meta http-equiv="refresh" content="3"></noscript>' in page and "writing" in page
+    assert '<noscript><meta http-equiv="refresh" content="3; url=' in page and "writing" in page
     assert "turn-1" in talk.wait()
     talk.post("mark", turn="1", which="0", mark=["unsafe", "un<b>true"], note="Gibberish.", better="No,\nit is round.")
     talk.post("ask", turn="1")

@@ -33,12 +33,19 @@ def exported(workspace: Workspace) -> list[Path]:
     return sorted(path for path in (workspace.folder / "exports").iterdir() if "manifest" not in path.name)
 
 
+def ended(workspace: Workspace, address: str) -> None:
+    """Wait for the export that was begun: the first one of a process loads its library."""
+    job = workspace.jobs.last(f"export {workspace.campaigns.by_id(address.split('/')[2]).run}")
+    assert job is not None and job.done.wait(60)
+
+
 def test_every_format_is_written_and_can_be_downloaded(workspace: Workspace, client: Client, labeled: str) -> None:
     reviewer = client("reviewer")
     for kind in FORMATS:
         if kind == "demonstrations":  # nobody wrote one
             continue
         assert send(reviewer, f"{labeled}/export", {"format": kind}).status_code == 303
+        ended(workspace, labeled)
         page = reviewer.get(f"{labeled}/transfer").text
         assert 'class="good"' in page, kind
     assert len(exported(workspace)) == len(FORMATS) - 1
@@ -65,6 +72,7 @@ def test_an_export_is_what_was_chosen_and_names_nobody(workspace: Workspace, cli
 
 def test_a_datasets_folder_comes_as_a_zip(workspace: Workspace, client: Client, labeled: str) -> None:
     send(client("reviewer"), f"{labeled}/export", {"format": "datasets"})
+    ended(workspace, labeled)
     (path,) = exported(workspace)
     with zipfile.ZipFile(path) as packed:
         assert packed.testzip() is None and "data/dataset_info.json" in packed.namelist()

@@ -10,11 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
-from sqlalchemy import Connection, Engine, and_, case, select
+from sqlalchemy import Engine, select
 
-from prefloop.configs.campaign import CampaignConfig
-from prefloop.data.pairing import first_wins
 from prefloop.ops.agreement import (
     RaterPairs,
     fleiss_kappa,
@@ -27,20 +24,24 @@ from prefloop.ops.agreement import (
 from prefloop.ops.raters import pair_posterior, side_bias
 from prefloop.ops.statistics import Figure, share
 from prefloop.store import db
+from prefloop.store.label_rows import (
+    ABSENT,
+    KINDS,
+    Floats,
+    Ints,
+    Reader,
+    Rows,
+    first_versions,
+    latest_versions,
+    picked,
+)
 from prefloop.store.labels import STANDING
-from prefloop.store.tables import accounts, campaign_versions, campaigns, comparisons, judgments
-from prefloop.types import Json
+from prefloop.store.tables import accounts
 
 DISPUTED = 200
 """Items in the review queue at most."""
 _BUCKETS = 24
-_CHUNK = 20_000
 _RESAMPLES = 200
-_KINDS = (*STANDING, "gold", "repeat", "unjudged")
-_ABSENT = -100  # no answer on this axis
-
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,37 +111,13 @@ class CampaignFigures:
     over_time: Sequence[Span]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Rows:
-    """One row a judgment of two answers (of more: a row a pair of them), in the order in which they were added."""
-
-    number: Ints
-    unit: Ints  # comparison, and which pair of its answers
-    item: Ints
-    rater: Ints
-    repeat: Ints
-    kind: Ints
-    withdrawn: NDArray[np.bool_]
-    turned: NDArray[np.bool_]
-    choice: Ints
-    at: Floats
-    seconds: Floats
-    gold: Ints  # what is known of the pair: 1, 0, -1, or _ABSENT
-    axes: Ints  # [rows, axes]
-
-
 class Figures:
     """The figures of one run. Threads may share it."""
 
     def __init__(self, engine: Engine, run: str) -> None:
-        self._engine, self._run = engine, run
+        self._engine, self._reader = engine, Reader(run)
         self._lock = threading.Lock()
-        self._read: list[list[Json]] = []
-        self._number = 0
-        self._items: dict[str, tuple[int, str, Json]] = {}
-        self._raters: dict[str, int] = {}
-        self._rows: _Rows | None = None
-        self._axes: tuple[str, ...] = ()
+        self._counted = -1
         self._latest: CampaignFigures | None = None
 
     def latest(self) -> CampaignFigures | None:
@@ -151,160 +128,24 @@ class Figures:
         """Read what is new, and compute the figures anew where there is something."""
         with self._lock:
             with db.transaction(self._engine, write=False) as connection:
-                self._load(connection)
+                self._reader.load(connection)
                 people = connection.execute(select(accounts.c.name, accounts.c.group))
                 groups = {row.name: row.group for row in people}
-            if self._latest is None or self._latest.number != self._number:
-                names = list(self._raters)
-                where = {number: (id_, slice_) for id_, (number, slice_, _) in self._items.items()}
-                self._latest = _compute(self._rows, self._number, self._axes, names, groups, where)
+            if self._latest is None or self._counted != self._reader.count:
+                self._latest, self._counted = _compute(self._reader, groups), self._reader.count
             return self._latest
 
-    def _load(self, connection: Connection) -> None:
-        axes = _axes(connection, self._run)
-        if axes != self._axes:
-            self._axes, self._number, self._rows = axes, 0, None
-        made: list[tuple[Json, ...]] = []
-        for row in connection.execute(_query(self._run, self._number, axes).execution_options(yield_per=_CHUNK)):
-            self._number = row[0]
-            if row.comparison_id not in self._items:
-                self._load_items(connection)
-            made += self._told(row)
-        if made:
-            self._rows = _appended(self._rows, made)
 
-    def _load_items(self, connection: Connection) -> None:
-        columns = (comparisons.c.id, comparisons.c.number, comparisons.c.slice, comparisons.c.gold)
-        rows = connection.execute(select(*columns).where(comparisons.c.run == self._run).order_by(columns[1]))
-        for id_, number, slice_, gold in rows:
-            self._items.setdefault(id_, (number, slice_, gold))
-
-    def _told(self, row: Json) -> list[tuple[Json, ...]]:
-        """The rows of a judgment: one of two answers, more of a ranking; of what could not be judged one that takes
-        back the answer before."""
-        number, _, gold = self._items[row.comparison_id]
-        rater = self._raters.setdefault(row.annotator, len(self._raters))
-        ranking = None if gold is None else gold["ranking"]
-        about = (row.number, number, rater, row.repeat, _KINDS.index(row.status), row.withdrawn)
-        times = (row.at or 0.0, row.server_seconds if row.seconds is None else row.seconds)
-        if row.content is None:
-            known = _ABSENT if ranking is None else _sign(ranking, 0, 1)
-            said = [row.choice, *(_ABSENT if value is None else value for value in row[_FIXED + 1 :])]
-            return [(*about, 0, row.left == 1, row.choice, *times, known, said)]
-        ranked, shown = row.content["ranking"], row.content["shown_order"]
-        if row.status == "unjudged":
-            nothing = (*about[:-1], True, 0, False, 0, *times, _ABSENT, [_ABSENT] * len(self._axes))
-            return [nothing]
-        pairs = [(a, b) for b in range(len(ranked or "ab")) for a in range(b)]
-        made = []
-        for k, (a, b) in enumerate(pairs):
-            choice = round(2 * first_wins(ranked, row.content["probability"], a, b)) - 1
-            known = _ABSENT if ranking is None else _sign(ranking, a, b)
-            turned = bool(shown) and shown.index(b) < shown.index(a)
-            rest = [_ABSENT] * (len(self._axes) - 1)
-            made.append((*about, k, turned, choice, *times, known, [choice, *rest]))
-        return made
-
-
-def _sign(ranking: Sequence[int], a: int, b: int) -> int:
-    return (ranking[a] < ranking[b]) - (ranking[a] > ranking[b])
-
-
-_FIXED = 11
-
-
-def _query(run: str, after: int, axes: Sequence[str]) -> Json:
-    table = judgments.c
-    fixed = (
-        table.number,
-        table.comparison_id,
-        table.annotator,
-        table.repeat,
-        table.status,
-        table.withdrawn,
-        table.choice,
-        table.at,
-        table.server_seconds,
-        table.content["seconds"].as_float().label("seconds"),
-        table.content["shown_order"][0].as_integer().label("left"),
-    )
-    more = [table.content["axes"][name].as_integer() for name in axes[1:]]
-    content = case((table.choice.is_(None), table.content)).label("content")
-    return select(*fixed, content, *more).where(table.run == run, table.number > after).order_by(table.number)
-
-
-def _axes(connection: Connection, run: str) -> tuple[str, ...]:
-    """What the campaign asks about now; of a run without a campaign, only which answer is better."""
-    same = and_(campaign_versions.c.run == campaigns.c.run, campaign_versions.c.version == campaigns.c.version)
-    query = select(campaign_versions.c.config).join(campaigns, same).where(campaigns.c.run == run)
-    config = connection.execute(query).scalar()
-    return ("overall",) if config is None else CampaignConfig.model_validate(config).axes
-
-
-def _appended(before: _Rows | None, made: Sequence[tuple[Json, ...]]) -> _Rows:
-    number, item, rater, repeat, kind, withdrawn, pair, turned, choice, at, seconds, gold, axes = zip(
-        *made, strict=True
-    )
-    items = np.array(item, dtype=np.int64)
-    new = _Rows(
-        number=np.array(number, dtype=np.int64),
-        unit=items * 64 + np.array(pair, dtype=np.int64),
-        item=items,
-        rater=np.array(rater, dtype=np.int64),
-        repeat=np.array(repeat, dtype=np.int64),
-        kind=np.array(kind, dtype=np.int64),
-        withdrawn=np.array(withdrawn, dtype=bool),
-        turned=np.array(turned, dtype=bool),
-        choice=np.array(choice, dtype=np.int64),
-        at=np.array(at, dtype=float),
-        seconds=np.array([np.nan if value is None else value for value in seconds], dtype=float),
-        gold=np.array(gold, dtype=np.int64),
-        axes=np.array(axes, dtype=np.int64).reshape(len(made), -1),
-    )
-    if before is None:
-        return new
-    return _Rows(**{name: np.concatenate([getattr(before, name), getattr(new, name)]) for name in _Rows.__slots__})
-
-
-def _picked(rows: _Rows, which: Json) -> _Rows:
-    return _Rows(**{name: getattr(rows, name)[which] for name in _Rows.__slots__})
-
-
-def _last(rows: _Rows) -> _Rows:
-    """The latest version of each answer, where it stands; of a judgment of several pairs all of them."""
-    key = (rows.item * (int(rows.rater.max(initial=0)) + 1) + rows.rater) * 2 + rows.repeat
-    order = np.unique(key, return_inverse=True)[1]
-    newest = np.zeros(int(order.max(initial=-1)) + 1, dtype=np.int64)
-    np.maximum.at(newest, order, rows.number)
-    return _picked(rows, (newest[order] == rows.number) & ~rows.withdrawn)
-
-
-def _first(rows: _Rows) -> _Rows:
-    """The first version of each answer."""
-    key = (rows.item * (int(rows.rater.max(initial=0)) + 1) + rows.rater) * 2 + rows.repeat
-    order = np.unique(key, return_inverse=True)[1]
-    oldest = np.full(int(order.max(initial=-1)) + 1, np.iinfo(np.int64).max)
-    np.minimum.at(oldest, order, rows.number)
-    return _picked(rows, oldest[order] == rows.number)
-
-
-def _compute(
-    rows: _Rows | None,
-    number: int,
-    axes: Sequence[str],
-    names: Sequence[str],
-    groups: Mapping[str, str],
-    where: Mapping[int, tuple[str, str]],
-) -> CampaignFigures:
-    rows = rows if rows is not None else _nothing(len(axes))
-    last = _last(rows)
-    standing = _picked(last, last.kind < len(STANDING))
+def _compute(reader: Reader, groups: Mapping[str, str]) -> CampaignFigures:
+    rows, names, where = reader.rows, reader.raters, reader.items
+    last = latest_versions(rows)
+    standing = picked(last, last.kind < len(STANDING))
     sign = np.sign(standing.choice)
     pairs = rater_pairs(standing.unit, standing.rater, sign, resamples=_RESAMPLES)
     return CampaignFigures(
-        number=number,
+        number=reader.number,
         labels=int(np.unique(standing.number).size),
-        axes={name: _agreement(standing, k) for k, name in enumerate(axes)},
+        axes={name: _agreement(standing, k) for k, name in enumerate(reader.axes)},
         slices=_by_slice(standing, where),
         labelers=_labelers(rows, last, standing, pairs, names, groups),
         pairs=pairs,
@@ -314,15 +155,9 @@ def _compute(
     )
 
 
-def _nothing(axes: int) -> _Rows:
-    whole, true, real = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=bool), np.zeros(0)
-    kinds = {"withdrawn": true, "turned": true, "at": real, "seconds": real, "axes": np.zeros((0, axes), np.int64)}
-    return _Rows(**{name: kinds.get(name, whole) for name in _Rows.__slots__})
-
-
-def _agreement(rows: _Rows, axis: int = 0) -> Agreement:
+def _agreement(rows: Rows, axis: int = 0) -> Agreement:
     value = rows.axes[:, axis]
-    told = value != _ABSENT
+    told = value != ABSENT
     unit, value = rows.unit[told], value[told]
     side, strength = tally(unit, np.sign(value)), tally(unit, value)
     return Agreement(
@@ -335,23 +170,23 @@ def _agreement(rows: _Rows, axis: int = 0) -> Agreement:
     )
 
 
-def _by_slice(rows: _Rows, where: Mapping[int, tuple[str, str]]) -> dict[str, Agreement]:
+def _by_slice(rows: Rows, where: Mapping[int, tuple[str, str]]) -> dict[str, Agreement]:
     items, place = np.unique(rows.item, return_inverse=True)
     slices = np.array([where[int(item)][1] for item in items], dtype=str)
     names = sorted(set(slices.tolist()))
-    return {name: _agreement(_picked(rows, slices[place] == name)) for name in names} if len(names) > 1 else {}
+    return {name: _agreement(picked(rows, slices[place] == name)) for name in names} if len(names) > 1 else {}
 
 
 def _labelers(
-    rows: _Rows, last: _Rows, standing: _Rows, pairs: RaterPairs, names: Sequence[str], groups: Mapping[str, str]
+    rows: Rows, last: Rows, standing: Rows, pairs: RaterPairs, names: Sequence[str], groups: Mapping[str, str]
 ) -> list[Labeler]:
-    gold, repeated = _first(rows), _consistent(last)
-    gold = _picked(gold, (gold.gold != _ABSENT) & (gold.kind == _KINDS.index("gold")))
+    gold, repeated = first_versions(rows), _consistent(last)
+    gold = picked(gold, (gold.gold != ABSENT) & (gold.kind == KINDS.index("gold")))
     met = np.sign(gold.choice) == gold.gold
     accuracy = _accuracy(standing)
     made = []
     for rater, name in enumerate(names):
-        mine = _picked(standing, standing.rater == rater)
+        mine = picked(standing, standing.rater == rater)
         sided = mine.choice != 0
         own = gold.rater == rater
         again = repeated.get(rater, (0, 0))
@@ -381,10 +216,10 @@ def _with_others(pairs: RaterPairs, rater: int) -> Figure:
     return share(float(equal), int(shared.sum()), "nobody else labeled the same items")
 
 
-def _consistent(last: _Rows) -> dict[int, tuple[int, int]]:
+def _consistent(last: Rows) -> dict[int, tuple[int, int]]:
     """By rater: of how many items the same was said again, and how many came back."""
-    back = _picked(last, last.repeat > 0)
-    once = _picked(last, (last.repeat == 0) & np.isin(last.unit, back.unit))
+    back = picked(last, last.repeat > 0)
+    once = picked(last, (last.repeat == 0) & np.isin(last.unit, back.unit))
     keys = zip(once.rater.tolist(), once.unit.tolist(), strict=True)
     said = dict(zip(keys, np.sign(once.choice).tolist(), strict=True))
     found: dict[int, tuple[int, int]] = {}
@@ -395,14 +230,14 @@ def _consistent(last: _Rows) -> dict[int, tuple[int, int]]:
     return found
 
 
-def _accuracy(rows: _Rows) -> dict[int, float]:
+def _accuracy(rows: Rows) -> dict[int, float]:
     """Of raters who share an item with another one."""
     counts = np.bincount(np.unique(rows.unit, return_inverse=True)[1]) if rows.unit.size else np.zeros(0)
     several = np.flatnonzero(counts > 1)
     if not several.size:
         return {}
     shared = np.isin(np.unique(rows.unit, return_inverse=True)[1], several)
-    some = _picked(rows, shared)
+    some = picked(rows, shared)
     found = pair_posterior(some.unit, some.rater, some.choice, some.turned)
     return dict(zip(found.raters.tolist(), found.accuracy.tolist(), strict=True))
 
@@ -419,7 +254,7 @@ def _by_group(pairs: RaterPairs, names: Sequence[str], groups: Mapping[str, str]
     return {key: share(equal, total) for key, (equal, total) in sorted(sums.items())} if len(set(own)) > 1 else {}
 
 
-def _unit_agreement(rows: _Rows, sign: Ints) -> tuple[Ints, Ints, Floats, Floats]:
+def _unit_agreement(rows: Rows, sign: Ints) -> tuple[Ints, Ints, Floats, Floats]:
     """Units with two labels or more: item, labels, share of equal pairs of labels, time of the last label."""
     units, first, place = np.unique(rows.unit, return_index=True, return_inverse=True)
     votes = np.zeros((units.size, 3))
@@ -432,7 +267,7 @@ def _unit_agreement(rows: _Rows, sign: Ints) -> tuple[Ints, Ints, Floats, Floats
     return rows.item[first][several], total[several].astype(np.int64), equal, latest[several]
 
 
-def _disputed(rows: _Rows, sign: Ints, where: Mapping[int, tuple[str, str]]) -> list[Disputed]:
+def _disputed(rows: Rows, sign: Ints, where: Mapping[int, tuple[str, str]]) -> list[Disputed]:
     items, labels, equal, _ = _unit_agreement(rows, sign)
     order = np.lexsort((items, -labels, equal))
     found: dict[int, Disputed] = {}
@@ -445,7 +280,7 @@ def _disputed(rows: _Rows, sign: Ints, where: Mapping[int, tuple[str, str]]) -> 
     return list(found.values())
 
 
-def _over_time(rows: _Rows, sign: Ints) -> list[Span]:
+def _over_time(rows: Rows, sign: Ints) -> list[Span]:
     if not rows.at.size:
         return []
     edges = np.linspace(rows.at.min(), rows.at.max() + 1e-3, _BUCKETS + 1)

@@ -69,7 +69,8 @@ class Hardened:
 
 class KnownHosts:
     """Refuses requests for a host that is none of ours: a name of somebody else's that leads here (DNS rebinding) would
-    let their pages read ours. Any port: a tunnel may have another. The address that a connection came in on is ours."""
+    let their pages read ours. Any port: a tunnel may have another. The address that a connection came in on is ours.
+    And addresses with a NUL, which PostgreSQL takes in no text."""
 
     def __init__(self, app: ASGIApp, names: Collection[str]) -> None:
         self._app, self._names = app, frozenset(name.lower() for name in names)
@@ -81,5 +82,8 @@ class KnownHosts:
             if parsed is None or parsed[1].strip("[]") not in {*self._names, (scope.get("server") or [""])[0]}:
                 refusal = PlainTextResponse("This server does not go by that name: prefloop serve --name NAME.", 400)
                 await refusal(scope, receive, send)
+                return
+            if "\0" in scope["path"] or b"%00" in scope["query_string"]:
+                await PlainTextResponse("There is no such page.", 404)(scope, receive, send)
                 return
         await self._app(scope, receive, send)

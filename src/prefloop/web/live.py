@@ -7,13 +7,12 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sqlalchemy import Engine
-
 from prefloop.store.figures import CampaignFigures, Figures
+from prefloop.store.labels import Store
 from prefloop.store.overview import Overview
 from prefloop.web.jobs import Jobs
 
-_AT_ONCE = 0.7  # seconds in which the figures of a small campaign are there
+_AT_ONCE = 0.3  # seconds in which the figures of a small campaign are there
 _SOONEST = 5.0
 _SHARE = 0.05  # of the time goes into figures, at most
 _AFTER_FAILURE = 60.0
@@ -32,8 +31,8 @@ class Live:
     """The figures of every campaign that somebody looked at. They are computed anew, one at a time, where labels came
     since; the pages never wait for that."""
 
-    def __init__(self, engine: Engine, overview: Overview, jobs: Jobs) -> None:
-        self._engine, self._overview, self._jobs = engine, overview, jobs
+    def __init__(self, store: Store, overview: Overview, jobs: Jobs) -> None:
+        self._store, self._overview, self._jobs = store, overview, jobs
         self._lock, self._computing = threading.Lock(), threading.Lock()
         self._runs: dict[str, Figures] = {}
         self._began: dict[str, float] = {}
@@ -65,7 +64,7 @@ class Live:
         return rested and self._overview.newest(run) > figures.number
 
     def _compute(self, run: str) -> str:
-        figures = self._runs.setdefault(run, Figures(self._engine, run))
+        figures = self._runs.setdefault(run, Figures(self._store.engine, run))
         with self._computing:
             began = time.monotonic()
             found = figures.refresh()

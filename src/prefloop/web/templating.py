@@ -38,7 +38,8 @@ def page(request: Request, template: str, *, status: int = 200, **context: Json)
     """A page, with `account`, `csrf` and `nonce` of the request at hand."""
     state = request.state
     given = {"account": state.account, "csrf": state.csrf, "nonce": state.nonce, "path": request.url.path}
-    return HTMLResponse(_templates.get_template(template).render(**given, **context), status)
+    text = _templates.get_template(template).render(**given, **context)
+    return HTMLResponse(text.encode(errors="replace"), status)  # lone surrogates of a text cannot be sent
 
 
 def fragment(template: str, **context: Json) -> Markup:

@@ -63,12 +63,12 @@ def open_workspace(folder: Path, key: bytes, database: str = "") -> Workspace:
     url = database_of(folder, database)
     engine = db.connect(url)
     clock = Clock(seen_until(engine))
-    overview, jobs = Overview(engine, clock), Jobs()
+    store, overview, jobs = Store(engine), Overview(engine, clock), Jobs()
     return Workspace(
         folder=folder,
         key=key,
         clock=clock,
-        store=Store(engine),
+        store=store,
         campaigns=Campaigns(engine, clock),
         desk=Desk(engine, clock),
         answers=Answers(engine, clock),
@@ -76,7 +76,7 @@ def open_workspace(folder: Path, key: bytes, database: str = "") -> Workspace:
         progress=Progress(engine, clock),
         overview=overview,
         jobs=jobs,
-        live=Live(engine, overview, jobs),
+        live=Live(store, overview, jobs),
         sessions=Sessions(engine, clock),
         invites=Invites(engine, clock),
         health=Health(db.connect(url, wait=WAIT), clock),

@@ -59,7 +59,7 @@ def item(request: Request) -> Response:
 def hold(request: Request) -> Response:
     """Keep an item back, or hand it out again."""
     campaign, row = _chosen(request)
-    reason = field(request, "reason").strip()[:200]
+    reason = field(request, "reason").replace("\0", "").strip()[:200]
     if field(request, "do") == "hold" and not reason:
         return _item(request, campaign, {"reason": "Say why this item is held back."})
     reason = reason if field(request, "do") == "hold" else ""

@@ -182,8 +182,7 @@ def _view(request: Request, task: Task) -> dict[str, Json]:
 
 
 def _shown(name: str, text: str) -> dict[str, Json]:
-    raw = text.encode(errors="replace").decode()  # lone surrogates cannot be sent
-    return {"name": name, "text": text, "raw": raw, "to_reader": addresses_reader(text)}
+    return {"name": name, "text": text, "raw": text, "to_reader": addresses_reader(text)}
 
 
 def _next(request: Request, campaign: Campaign) -> str:
