@@ -96,7 +96,7 @@ def compare(folder: Path, database: str, everyone: list[Work]) -> dict[str, int]
     """What the database holds against what was acknowledged."""
     work = opened(folder, database)
     work.store.verify()
-    work.store.close()
+    work.close()
     engine = db.connect(database or f"sqlite:///{folder / 'prefloop.db'}")
     judged, items, tasks = tables.judgments.c, tables.comparisons.c, tables.tasks.c
     labels = select(judged.annotator, judged.task, judged.choice, judged.nonce, judged.comparison_id, tasks.shown)
@@ -125,7 +125,7 @@ def run(kills: int, database: str, seed: int) -> dict[str, Any]:
         everyone = [Work(n, t, random.Random(f"{seed}{n}")) for n, t in tokens.items() if n != "boss"]
         work = opened(folder, database)
         campaign = work.campaigns.by_run(RUN).id
-        work.store.close()
+        work.close()
         for kill in range(kills):
             round_(folder, database, campaign, everyone, rng)
             if (kill + 1) % 50 == 0:

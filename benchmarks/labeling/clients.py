@@ -67,7 +67,7 @@ def prepare(folder: Path, database: str, items: int, labelers: int, config: Camp
         work.campaigns.add_items(RUN, [Item(comparison_id=c.id) for c in made], by="bench")
         return {name: work.accounts.new_token(name, by="bench") for name in [*names, "boss"]}
     finally:
-        work.store.close()
+        work.close()
 
 
 def opened(folder: Path, database: str) -> Workspace:

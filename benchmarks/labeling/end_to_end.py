@@ -148,7 +148,7 @@ def prepare(folder: Path, made: Sequence[tuple[Prompt, str, str]]) -> str:
     config = CampaignConfig(shared_share=0, repeat_share=0, calibration=0)
     campaign = work.campaigns.create(RUN, config, by="bench")
     work.campaigns.add_items(RUN, [Item(comparison_id=c.id) for c in comparisons], by="bench")
-    work.store.close()
+    work.close()
     return campaign.id
 
 
@@ -233,7 +233,7 @@ def export_preferences(folder: Path, path: Path) -> None:
 
     work = opened(folder, "")
     exchange.export(work.store, RUN, path, "preferences", key=work.key)
-    work.store.close()
+    work.close()
 
 
 def main() -> None:

@@ -71,7 +71,7 @@ def watch(address: str, token: str, campaign: str, until: float, seen: list[floa
 def compare(folder: Path, database: str, acked: list[Label]) -> dict[str, int]:
     work = opened(folder, database)
     work.store.verify()
-    work.store.close()
+    work.close()
     engine = db.connect(database or f"sqlite:///{folder / 'prefloop.db'}")
     with db.transaction(engine, write=False) as connection:
         found = connection.execute(select(tables.judgments)).mappings().all()
@@ -101,7 +101,7 @@ def run(labelers: int, minutes: float, items: int, database: str) -> dict[str, A
         boss = tokens.pop("boss")
         work = opened(folder, database)
         campaign = work.campaigns.by_run(RUN).id
-        work.store.close()
+        work.close()
         pages: list[float] = []
         with serving(folder, database) as server:
             until = time.monotonic() + 60 * minutes

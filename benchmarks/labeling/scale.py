@@ -168,7 +168,7 @@ def time_pages(folder: Path, url: str) -> dict[str, float]:
     work = opened(folder, url)
     work.accounts.create("boss", "admin", by="scale")
     token, campaign = work.accounts.new_token("boss", by="scale"), work.campaigns.by_run(RUN).id
-    work.store.close()
+    work.close()
     with serving(folder, url) as server:
         headers = {"authorization": f"Bearer {token}"}
         with httpx.Client(base_url=server.address, headers=headers, timeout=120, verify=False) as http:
@@ -186,7 +186,7 @@ def time_export(folder: Path, url: str) -> dict[str, float]:
     """Seconds of an export of everything, and megabytes of memory at its peak."""
     work, began = opened(folder, url), time.perf_counter()
     exchange.export(work.store, RUN, folder / "labels.jsonl", "jsonl", key=work.key)
-    work.store.close()
+    work.close()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {"export_s": time.perf_counter() - began, "peak_mb": peak}
 
