@@ -96,4 +96,5 @@ $(LLAMA)/.installed:
 		|| echo "llama.cpp was not installed (see above); it will not be measured."
 
 soak: setup
-	for fault in benchmarks/faults/*.py; do $(BIN)/python "$$fault" || exit 1; done
+	for fault in benchmarks/faults/*.py "benchmarks/faults/kill_server.py --postgres" benchmarks/labeling/load.py \
+		benchmarks/labeling/scale.py benchmarks/labeling/end_to_end.py; do $(BIN)/python $$fault || exit 1; done

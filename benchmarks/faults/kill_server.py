@@ -1,11 +1,11 @@
 """Kill -9 the labeling server under load, start it again, and look for every label that it had acknowledged.
 
-    kill_server.py [--kills N] [--database URL] [--seed S] [--json]
+    kill_server.py [--kills N] [--postgres] [--seed S] [--json]
 
 Labelers work without pause while the server dies at random moments; what was sent without an answer is sent again,
 with the same nonce. At the end every acknowledged label must be there as it was given, none twice, the audit log whole,
 and every item must still reach the labels that it wants: no lease outlives its time. Prints one JSON object; exits 0
-only where that holds. Without --database it is SQLite's turn.
+only where that holds.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ import httpx
 from sqlalchemy import select
 
 sys.path.append(str(Path(__file__).parents[1] / "labeling"))
-from clients import RUN, Label, Labeler, Server, opened, prepare, serving
+from clients import RUN, Label, Labeler, Server, opened, postgres, prepare, serving
 
 from prefloop.configs.campaign import CampaignConfig
 from prefloop.store import db, tables
@@ -140,11 +141,12 @@ def run(kills: int, database: str, seed: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=1000)
-    parser.add_argument("--database", default="", help="URL of an empty PostgreSQL database")
+    parser.add_argument("--postgres", action="store_true", help="on a PostgreSQL server of its own")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="one line")
     chosen = parser.parse_args()
-    result = run(chosen.kills, chosen.database, chosen.seed)
+    with postgres() if chosen.postgres else nullcontext("") as database:
+        result = run(chosen.kills, database, chosen.seed)
     print(json.dumps(result, indent=None if chosen.json else 2))
     sys.exit(not result["holds"])
 

@@ -1,6 +1,6 @@
 """Fifty labelers at once, with the campaign page open and exports going on: how long the next task takes, what is lost.
 
-    load.py [--labelers N] [--minutes M] [--items N] [--database URL] [--json]
+    load.py [--labelers N] [--minutes M] [--items N] [--postgres] [--json]
 
 Each labeler reads a task, thinks for 2 to 8 s, answers, and gets the next. `next_task` is what they wait for in
 between: keeping the answer, choosing the task and making its page. Prints one JSON object; exits 0 only where its 95th
@@ -139,10 +139,11 @@ def main() -> None:
     parser.add_argument("--labelers", type=int, default=50)
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--items", type=int, default=20_000)
-    parser.add_argument("--database", default="", help="URL of an empty PostgreSQL database")
+    parser.add_argument("--postgres", action="store_true", help="on a PostgreSQL server of its own")
     parser.add_argument("--json", action="store_true", help="one line")
     chosen = parser.parse_args()
-    result = run(chosen.labelers, chosen.minutes, chosen.items, chosen.database)
+    with postgres() if chosen.postgres else nullcontext("") as database:
+        result = run(chosen.labelers, chosen.minutes, chosen.items, database)
     print(json.dumps(result, indent=None if chosen.json else 2))
     sys.exit(not result["holds"])
 

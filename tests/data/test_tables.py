@@ -145,19 +145,21 @@ CELLS = {
 
 def test_a_spreadsheet_takes_nothing_for_a_formula_and_a_terminal_nothing_for_a_command(tmp_path: Path) -> None:
     columns = [*CELLS, "=header"]
-    assert write_csv(tmp_path / "a.csv", columns, [[*CELLS, -1.5], [True, None, ["=a"], {"=": "\x1b"}] + [7] * 13]) == 2
+    groups = [([*CELLS], [[-1.5]]), ([True, None, ["=a"], {"=": "\x1b"}], [[7] * 13, [8] * 13])]
+    assert write_csv(tmp_path / "a.csv", columns, groups) == 3
     content = (tmp_path / "a.csv").read_bytes()
     assert not any(byte < 32 and byte not in b"\r\n\t" for byte in content)
-    header, row, other = csv.reader(io.StringIO(content.decode(), newline=""))
+    header, row, other, last = csv.reader(io.StringIO(content.decode(), newline=""))
     assert header[:-1] == row[:-1] == list(CELLS.values())
     assert (header[-1], row[-1]) == ("'=header", "-1.5")
     assert other[:5] == ["true", "", '["=a"]', '{"=": "\\u001b"}', "7"]
+    assert (last[:4], last[4]) == (other[:4], "8")
 
 
 @given(cell=text)
 def test_no_cell_starts_as_a_formula(tmp_path_factory: pytest.TempPathFactory, cell: str) -> None:
     path = tmp_path_factory.mktemp("csv") / "a.csv"
-    write_csv(path, ["a"], [[cell]])
+    write_csv(path, ["a"], [([cell], [[]])])
     (_, found) = csv.reader(io.StringIO(path.read_bytes().decode(), newline=""))
     assert not (found and found[0].strip() and found[0].strip()[0] in "=+-@\t\r\n")
 

@@ -14,6 +14,9 @@ from typing import Any
 
 import pytest
 
+from prefloop.data.jsonl import read_preferences
+from prefloop.data.pairing import comparison_id
+from prefloop.data.rows import read_rows
 from prefloop.store import imports
 from prefloop.store.exchange import export
 from prefloop.store.imports import Imported, import_items
@@ -294,6 +297,9 @@ def test_deep_rows_are_named(tmp_path: Path, depth: int) -> None:
 
 _IMPORTER = """
 import sys
+from prefloop.data.jsonl import read_preferences
+from prefloop.data.pairing import comparison_id
+from prefloop.data.rows import read_rows
 from prefloop.store import imports
 from prefloop.store.campaigns import Campaigns
 from prefloop.store.clock import Clock
@@ -347,6 +353,26 @@ def _strata(here: Scene) -> list[Any]:
 
     with db.transaction(here.engine, write=False) as connection:
         return list(connection.execute(select(tables.strata)).mappings())
+
+
+def test_real_preferences_go_in_and_come_out_as_the_loop_reads_them(tmp_path: Path) -> None:
+    folder = os.environ.get("PREFLOOP_TEST_DATA")
+    if not folder:
+        pytest.skip("not run without PREFLOOP_TEST_DATA: preferences of real people (hh-rlhf)")
+    path = Path(folder) / "hh_rlhf_harmless" / "pairs.jsonl.gz"
+    preferences = {comparison_id(sorted(p.items, key=lambda i: i.id)): p for p in read_preferences(path, skip_bad=True)}
+    with open_store(f"sqlite:///{tmp_path / 'a.db'}") as store:
+        done = import_items(store, None, "r", path, skip_bad=True)
+        assert (done.comparisons, done.labels) == (len(preferences), len(preferences))
+        assert done.labels + done.known_labels + done.skipped == sum(1 for _ in read_rows(path))
+        export(store, "r", tmp_path / "p.jsonl", "preferences")
+    back = read_preferences(tmp_path / "p.jsonl")
+    assert len(back) == len(preferences)
+    for found in back:
+        before = preferences[comparison_id(found.items)]
+        assert found.prompt == before.prompt
+        assert found.target is not None
+        assert found.items[0 if found.target > 0.5 else 1] == before.items[0]
 
 
 def test_many_rows_go_in_by_chunks(stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

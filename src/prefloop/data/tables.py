@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import functools
 import hashlib
 import itertools
 import json
@@ -31,6 +30,7 @@ _WIDEST = 2**63
 _FORMULA = re.compile(r"\s*[=+\-@\uff1d\uff0b\uff0d\uff20]|[\t\r\n]")
 _UNSEEN = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\ud800-\\udfff]")
 Convert = Callable[[Json], Json]
+Group = tuple[Sequence[Json], Iterable[Sequence[Json]]]
 
 
 def write_parquet(path: Path, kind: type, rows: Iterable[Json]) -> int:
@@ -73,11 +73,19 @@ def write_saved(folder: Path, kind: type, rows: Iterable[Json]) -> int:
     return count
 
 
-def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Json]]) -> int:
-    """Write rows of cells under named columns, whole or not at all; returns how many. Lossy on purpose: a text that a
-    spreadsheet would take for a formula gets a ' before it, and control characters are spelled out as \\x1b is."""
+def write_csv(path: Path, columns: Sequence[str], groups: Iterable[Group]) -> int:
+    """Write rows of cells under named columns, whole or not at all; returns how many. A group is the first cells of its
+    rows, which they share, and the other cells of each.
+
+    Lossy on purpose: a text that a spreadsheet would take for a formula gets a ' before it, and control characters are
+    spelled out as \\x1b is."""
     to_line = csv.writer(_Echo()).writerow  # returns what is written
-    lines = (to_line([_cell(cell) for cell in cells]).encode() for cells in itertools.chain([columns], rows))
+    lines = (
+        to_line((*common, *map(_cell, own))).encode()
+        for shared, rows in itertools.chain([(columns, [()])], groups)
+        for common in [[_cell(cell) for cell in shared]]
+        for own in rows
+    )
     return write_lines(path, lines) - 1
 
 
@@ -87,13 +95,9 @@ class _Echo:
 
 
 def _cell(value: Json) -> Json:
-    if isinstance(value, bool | list | dict):
-        value = json.dumps(value, ensure_ascii=False)
-    return _inert(value) if isinstance(value, str) else value
-
-
-@functools.lru_cache(maxsize=64)  # a comparison's texts come again with each of its labels
-def _inert(text: str) -> str:
+    if value is None or type(value) in (int, float) or (type(value) is str and value.isalnum()):
+        return value
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     text = _UNSEEN.sub(lambda found: ascii(found[0])[1:-1], text)
     return f"'{text}" if _FORMULA.match(text) else text
 

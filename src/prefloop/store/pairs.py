@@ -79,15 +79,18 @@ class Posteriors:
         for id_, annotator, choice, left, content in _stream(connection, query):
             start, who = self._places[id_][0], raters.setdefault(annotator, len(raters))
             if content is None:
-                said, sides = [(choice > 0) + 0.5 * (choice == 0)], [left == 1]
+                said = [((choice > 0) + 0.5 * (choice == 0), left == 1)]
             else:
-                pairs, shown = pairs_of(len(content["ranking"] or "ab")), content["shown_order"]
-                said = [_wins(content, a, b) for a, b in pairs]
-                sides = [bool(shown) and shown.index(b) < shown.index(a) for a, b in pairs]
-            unit.extend(range(start, start + len(said)))
-            rater.extend([who] * len(said))
-            wins.extend(said)
-            turned.extend(sides)
+                shown = content["shown_order"]
+                said = [
+                    (_wins(content, a, b), bool(shown) and shown.index(b) < shown.index(a))
+                    for a, b in pairs_of(len(content["ranking"] or "ab"))
+                ]
+            for place, (win, side) in enumerate(said, start):
+                unit.append(place)
+                rater.append(who)
+                wins.append(win)
+                turned.append(side)
         made = (np.array(unit, np.int64), np.array(rater, np.int64), np.array(wins, np.float64))
         return (*made, np.array(turned, np.bool_), list(raters))
 
@@ -109,7 +112,8 @@ def _wins(judgment: Mapping[str, Json], a: int, b: int) -> float:
 
 
 def _stream(connection: Connection, query: Json) -> Iterator[Json]:
-    yield from connection.execute(query.execution_options(yield_per=_CHUNK))
+    for part in connection.execute(query.execution_options(yield_per=_CHUNK)).partitions():
+        yield from part
 
 
 def pair_views(size: int, judged: Sequence[Mapping[str, Json]], chances: Sequence[float]) -> list[PairView]:
@@ -119,21 +123,26 @@ def pair_views(size: int, judged: Sequence[Mapping[str, Json]], chances: Sequenc
 
 
 def _view(a: int, b: int, judged: Sequence[Mapping[str, Json]], chance: float, weight: float) -> PairView:
-    wins = [_wins(judgment, a, b) for judgment in judged]
-    count, for_a, for_b = len(wins), sum(win > 0.5 for win in wins), sum(win < 0.5 for win in wins)
+    for_a = for_b = lead = total = 0.0
+    for judgment in judged:
+        win = _wins(judgment, a, b)
+        total += win
+        if win > 0.5:
+            for_a += 1
+            lead += MARGINS[judgment["strength"] or 1]
+        elif win < 0.5:
+            for_b += 1
+            lead -= MARGINS[judgment["strength"] or 1]
+    count = len(judged)
     ties = count - for_a - for_b
     majority: Winner = "tie" if for_a == for_b or ties > max(for_a, for_b) else "a" if for_a > for_b else "b"
     same = sum(n * (n - 1) for n in (for_a, for_b, ties))
     sign = {"a": 1, "b": -1, "tie": 0}[majority]
-    lead = sum(
-        ((win > 0.5) - (win < 0.5)) * MARGINS[judgment["strength"] or 1]
-        for win, judgment in zip(wins, judged, strict=True)
-    )
     return PairView(
         a=a,
         b=b,
         labels=count,
-        share=sum(wins) / count,
+        share=total / count,
         majority=majority,
         agreement=same / (count * (count - 1)) if count > 1 else None,
         posterior=chance,
