@@ -78,7 +78,7 @@ def prepare(folder: Path, runs: Path | None) -> str:
     for name, (role, group) in PEOPLE.items():
         work.accounts.create(name, role, group, password=PASSWORD if name == "Ada" else None, by="screenshots")
     campaign = example.begin(work, by="Ada")
-    several = campaign.config.model_copy(update={"overlap": len(PEOPLE)})
+    several = campaign.config.model_copy(update={"overlap": len(PEOPLE) + 1})
     work.campaigns.change(campaign.run, several, by="Ada")
     label(work, campaign.run)
     work.accounts.create("Eve", "labeler", "staff", password=PASSWORD, by="screenshots")
@@ -153,7 +153,10 @@ def admin(page: Page, address: str, campaign: str, look: str) -> None:
         answer = page.goto(address + path)
         if answer is None or not answer.ok:
             raise SystemExit(f"screenshots.py: {path} answers {answer and answer.status}.")
-        page.wait_for_timeout(1500 if name in ("campaign", "labeler", "run") else 0)
+        if name in ("campaign", "labeler", "review"):
+            page.get_by_text("Being computed").wait_for(state="detached", timeout=60_000)
+        if name in ("campaign", "labeler", "run"):
+            page.wait_for_timeout(2500)  # charts
         photograph(page, f"{name}-{look}")
 
 
