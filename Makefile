@@ -47,6 +47,8 @@ system_part = { $(1); } >/dev/null 2>&1 || { [ "$$(id -u)" = 0 ] && command -v a
 test: setup
 	@$(call system_part,command -v postgres || ls /usr/lib/postgresql/*/bin/postgres,postgresql,PostgreSQL)
 	@$(call system_part,command -v chromium || command -v chromium-browser,chromium,a browser)
+	@$(call system_part,command -v strace,strace,a record of writes)
+	@$(call system_part,command -v openssl,openssl,a certificate)
 	@$(MAKE) --no-print-directory check
 	@$(BIN)/python -c 'from prefloop.models.load import load_tokenizer; load_tokenizer("smollm2-135m")' || \
 		echo "Not run: tests on the default model (it could not be fetched)."
@@ -55,6 +57,7 @@ test: setup
 		|| echo "Not run: tests on PostgreSQL (no server here)."
 	@{ command -v chromium || command -v chromium-browser; } >/dev/null 2>&1 \
 		|| echo "Not run: tests in a browser (no Chromium here)."
+	@command -v strace >/dev/null || echo "Not run: tests of power cuts (no strace here)."
 	@command -v nvidia-smi >/dev/null || echo "Not run: anything on a GPU (none here)."
 	@echo "Not run: make bench, make bench-gpu, make soak (long)."
 
