@@ -106,7 +106,7 @@ def waiting(**rest: Any) -> Iterator[dict[str, Mapping[str, Any]]]:
         until(lambda: has_campaign(Path()))
         yield found
     finally:
-        thread.join(timeout=30)
+        thread.join(timeout=120)
         assert not thread.is_alive()
 
 
@@ -121,7 +121,7 @@ def has_campaign(folder: Path) -> bool:
 
 
 def until(true: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
+    end = time.monotonic() + 240
     while not true():
         assert time.monotonic() < end, "it did not come to that"
         time.sleep(0.02)
@@ -138,7 +138,7 @@ def stage_process(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
         try:
             until(lambda: "run `prefloop serve` in" in said.read_text())
             yield process
-            process.wait(timeout=60)
+            process.wait(timeout=240)
         finally:
             process.kill()
 
@@ -186,14 +186,14 @@ def test_labels_made_at_the_pages_of_a_real_server_are_waited_for(tmp_path: Path
             assert server.stdout is not None
             link = next(found[0] for line in server.stdout if (found := re.search(r"http://\S+/start/\S+", line)))
             origin = link.partition("/start/")[0]
-            with httpx.Client(base_url=origin, headers={"origin": origin}, follow_redirects=True, timeout=30) as ada:
+            with httpx.Client(base_url=origin, headers={"origin": origin}, follow_redirects=True, timeout=120) as ada:
                 page = sent(ada, ada.get(link), "/invite", name="ada")
                 (place,) = set(re.findall(r'href="(/c/[0-9a-f]+)"', page.text))
                 page = sent(ada, page, f"{place}/next")
                 while "/t/" in page.url.path:
                     left = page.text.index("A thing") < page.text.index("Another thing")
                     page = sent(ada, page, f"{page.url.path}/submit", **{"axis:overall": "-3" if left else "3"})
-            stage.wait(timeout=60)
+            stage.wait(timeout=240)
         finally:
             server.terminate()
     preferences = read_preferences(tmp_path / RUN / "preferences.jsonl")

@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, BrowserContext, Page
 
 from tests.web.serving import Server, Visitor
 
-PATIENCE = 30_000
+PATIENCE = 60_000
 _TELL = "addEventListener('securitypolicyviolation', e => told(`${e.effectiveDirective} ${e.blockedURI}`), true)"
 
 

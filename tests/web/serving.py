@@ -57,7 +57,7 @@ class Server:
     def visitor(self, role: str = "", name: str = "", **named: Any) -> Visitor:
         """Somebody who is signed in with a role, or, without one, nobody known. `name`: of an account that is there, or
         is made."""
-        visitor = Visitor(base_url=self.url, timeout=20, **named)
+        visitor = Visitor(base_url=self.url, timeout=120, **named)
         self.visitors.append(visitor)
         if role:
             visitor.name = name or f"{role}{len(self.visitors)}"

@@ -50,7 +50,7 @@ class Desk:
         visitor = server.visitor(role, name=named.pop("name", ""))
         self.name, self.said, self.foreign = visitor.name, [], []
         self._context = browser.new_context(base_url=server.url, **named)
-        self._context.set_default_timeout(20_000)
+        self._context.set_default_timeout(60_000)
         self._context.set_default_navigation_timeout(60_000)  # charts take some seconds where all cores are busy
         cookies = [{"name": key, "value": value, "url": server.url} for key, value in visitor.cookies.items()]
         self._context.add_cookies(cookies)  # type: ignore[arg-type]
@@ -328,7 +328,7 @@ def drawn(page: Page) -> int:
     frames = page.locator("iframe.chart").all()
     for frame in frames:
         frame.scroll_into_view_if_needed()
-        expect(frame.content_frame.locator(".main-svg").first).to_be_visible(timeout=30_000)
+        expect(frame.content_frame.locator(".main-svg").first).to_be_visible(timeout=60_000)
     return len(frames)
 
 
@@ -354,7 +354,7 @@ def test_figures_charts_and_what_comes_by_itself(
     monkeypatch.setattr(live, "_SHARE", 1.0)
     page = sit().page
     page.goto(f"/c/{judged.id}/manage")
-    expect(page.locator("#live[data-number='4']")).to_be_visible(timeout=20_000)
+    expect(page.locator("#live[data-number='4']")).to_be_visible(timeout=60_000)
     expect(page.get_by_role("region", name="Agreement by axis")).to_contain_text("50 %")
     assert drawn(page) >= 3
     for frame in page.frames[1:]:
@@ -364,7 +364,7 @@ def test_figures_charts_and_what_comes_by_itself(
     page.locator("summary", has_text="Agreement by pair of labelers").click()
     page.evaluate("document.activeElement.blur()")
     server.workspace.answers.review(judged, "b", "bob", Answer(axes={"overall": -1}), nonce="again")
-    expect(page.locator("#live[data-number='5']")).to_be_visible(timeout=20_000)
+    expect(page.locator("#live[data-number='5']")).to_be_visible(timeout=60_000)
     expect(page.get_by_role("region", name="Agreement by axis")).to_contain_text("100 %")
     expect(page.get_by_role("region", name="Agreement by pair of labelers")).to_be_visible()  # it stayed open
     assert drawn(page) >= 3

@@ -39,7 +39,7 @@ def context(browser: Browser, server: Server) -> Iterator[Context]:
 
     def make(**named: Any) -> BrowserContext:
         one = browser.new_context(base_url=server.url, **named)
-        one.set_default_timeout(15_000)
+        one.set_default_timeout(60_000)
         one.on("console", lambda said: hurt.append(said.text))
         made.append(one)
         return one

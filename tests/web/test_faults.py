@@ -70,7 +70,7 @@ def test_line_28_on_a_full_disk_the_answer_stays_in_the_page_until_it_can_be_kep
         before = page.url
         page.keyboard.press("8")
         page.keyboard.press("Enter")
-        expect(page.get_by_text("Not saved yet: the server is in trouble")).to_be_visible(timeout=30_000)
+        expect(page.get_by_text("Not saved yet: the server is in trouble")).to_be_visible(timeout=60_000)
         expect(page.locator("#rationale")).to_have_value("what I wrote")
         health = httpx.get(f"{server.address}/health")
         assert health.status_code == 503 and "disk" in health.json()["reason"]

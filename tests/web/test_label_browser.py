@@ -23,7 +23,7 @@ from tests.store.scene import plain
 from tests.web.labeling import Labeling, comparison, make_labeling, many
 from tests.web.serving import Server
 
-WAIT = 15_000
+WAIT = 60_000
 
 
 class Site:

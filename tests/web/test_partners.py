@@ -38,7 +38,7 @@ class Ear:
 
 
 def until(true: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
+    end = time.monotonic() + 240
     while not true():
         assert time.monotonic() < end, "it did not come to that"
         time.sleep(0.01)

@@ -36,7 +36,7 @@ class Served:
     def stop(self, number: int = signal.SIGINT) -> tuple[int, str, str]:
         """Status, and what it printed from its greeting on."""
         self.process.send_signal(number)
-        out, err = self.process.communicate(timeout=30)
+        out, err = self.process.communicate(timeout=120)
         return self.process.returncode, out, err
 
 
@@ -58,23 +58,23 @@ def serving(folder: Path, *arguments: str, typed: str = "") -> Iterator[Served]:
             if re.search(r"/start/|/login$", line):
                 break
         found = re.search(r"https?://[^ /]+:\d+", "".join(lines))
-        assert found, process.communicate(timeout=30)
+        assert found, process.communicate(timeout=120)
         yield Served(process, lines, found[0])
     finally:
         if process.poll() is None:
             process.kill()
-        process.communicate(timeout=30)
+        process.communicate(timeout=120)
 
 
 def refused(folder: Path, *arguments: str) -> str:
     """What the command says where it does not start."""
-    done = subprocess.run([*COMMAND, *arguments], cwd=folder, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([*COMMAND, *arguments], cwd=folder, capture_output=True, text=True, timeout=240)
     assert done.returncode == 1 and done.stdout == "", done
     return done.stderr
 
 
 def test_a_fresh_folder_is_served_by_one_command_and_left_private(tmp_path: Path) -> None:
-    with serving(tmp_path) as served, Visitor(base_url=served.url, timeout=20) as visitor:
+    with serving(tmp_path) as served, Visitor(base_url=served.url, timeout=120) as visitor:
         link = re.findall(r"/start/[A-Za-z0-9_-]{43}$", "".join(served.lines), re.MULTILINE)
         assert len(link) == 1 and served.url.startswith("http://127.0.0.1:")
         visitor.get(link[0])
@@ -86,7 +86,7 @@ def test_a_fresh_folder_is_served_by_one_command_and_left_private(tmp_path: Path
         status, out, err = served.stop()
         assert (status, err) == (0, "") and out.endswith("Stopped. Every answer that was acknowledged is kept.\n")
         assert link[0] not in out  # 13: nothing that comes in is logged
-    with serving(tmp_path) as served, Visitor(base_url=served.url, timeout=20) as visitor:
+    with serving(tmp_path) as served, Visitor(base_url=served.url, timeout=120) as visitor:
         visitor.get(re.findall(r"/start/\S+", "".join(served.lines))[0])
         assert "Welcome back, Ada" in visitor.get("/invite").text
 
@@ -98,7 +98,7 @@ def test_it_ends_in_order_when_the_system_asks(tmp_path: Path) -> None:
 
 
 def test_it_serves_postgresql_as_well(tmp_path: Path, postgres_url: str) -> None:
-    with serving(tmp_path, "--database", postgres_url) as served, Visitor(base_url=served.url, timeout=20) as visitor:
+    with serving(tmp_path, "--database", postgres_url) as served, Visitor(base_url=served.url, timeout=120) as visitor:
         visitor.get(re.findall(r"/start/\S+", "".join(served.lines))[0])
         assert visitor.submit("/invite", name="Ada", password=PASSWORD).status_code == 303
         assert visitor.submit("/people/invite", role="labeler").status_code == 200
@@ -113,7 +113,7 @@ def test_16_other_machines_reach_it_only_where_an_admin_has_a_password(tmp_path:
         greeting = "".join(served.lines)
         assert greeting.endswith("/login\n") and "/start/" not in greeting
         url = served.url.replace("0.0.0.0", "127.0.0.1")
-        with Visitor(base_url=url, timeout=20) as visitor:
+        with Visitor(base_url=url, timeout=120) as visitor:
             assert visitor.submit("/login", name="Ada", password=PASSWORD).status_code == 303
         _, out, err = served.stop()
         assert "Without TLS" in greeting and PASSWORD not in greeting + out + err
