@@ -142,7 +142,7 @@ def test_an_item_shows_every_label_and_no_model(workspace: Workspace, client: Cl
     assert "Question a?" in page and "Answer 0 to a." in page and "secret-model" not in page
     assert page.count("clearly") >= 1 and "&lt;b&gt;because&lt;/b&gt;" in page and "Better." in page
     assert '<span class="tag bad">withdrawn</span>' in page and '<span class="tag warn">late</span>' in page
-    assert '<span class="tag">replaced</span>' in page and '<span class="tag warn">unsafe</span>' in page
+    assert '<span class="tag">replaced</span>' in page and '<span class="tag warn"><bdi>unsafe</bdi></span>' in page
 
 
 def test_a_gold_item_shows_its_answer_to_reviewers(workspace: Workspace, client: Client) -> None:
