@@ -201,7 +201,7 @@ def test_holding_back_and_handing_out_again(workspace: Workspace, client: Client
     assert workspace.overview.item(made.run, 1).held == ""
     send(reviewer, f"/c/{made.id}/items/1/hold", {"do": "hold", "reason": "names a place"})
     assert workspace.overview.item(made.run, 1).held == "names a place"
-    assert "Held back: names a place" in reviewer.get(f"/c/{made.id}/items/1").text
+    assert "Held back: <bdi>names a place</bdi>" in reviewer.get(f"/c/{made.id}/items/1").text
     send(reviewer, f"/c/{made.id}/items/1/hold", {"do": "release"})
     assert workspace.overview.item(made.run, 1).held == ""
     held = [event for event in rows(workspace, "events") if event["kind"] == "hold"]
