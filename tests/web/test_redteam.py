@@ -127,6 +127,7 @@ def test_a_process_killed_at_work_is_told_and_the_conversation_goes_on(talk: Tal
     assert process is not None
     os.kill(process.pid, signal.SIGSTOP)  # so that it cannot answer before it is killed
     talk.say("Are you there?")
+    time.sleep(2)  # until it was asked: a process that is gone before is begun again
     process.kill()
     page = unescape(talk.wait())
     assert partners.GONE in page and "Are you there?" in page and "Ask again" in page

@@ -66,10 +66,9 @@ def serve(folder: Path, database: str, place: Place, admin: tuple[str, str] | No
         server = uvicorn.Server(_config(workspace, place))
         with _listen(place) as listener:
             print(_greeting(workspace, place, listener.getsockname()[1]), flush=True)
-            try:
+            with contextlib.suppress(KeyboardInterrupt):
                 server.run(sockets=[listener])
-            except KeyboardInterrupt:
-                print("Stopped. Every answer that was acknowledged is kept.", flush=True)
+            print("Stopped. Every answer that was acknowledged is kept.", flush=True)
 
 
 def server_config(workspace: Workspace, limits: Limits, seconds: float = _PATIENCE) -> uvicorn.Config:
