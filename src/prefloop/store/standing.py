@@ -9,7 +9,7 @@ from sqlalchemy import Engine, case, func, select
 from prefloop.store import db
 from prefloop.store.campaigns import MissingError
 from prefloop.store.labels import STANDING
-from prefloop.store.tables import campaigns, comparisons, judgments
+from prefloop.store.tables import NOT_OFFERED, campaigns, comparisons, judgments
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +27,7 @@ class Standing:
 def standing(engine: Engine, run: str) -> Standing:
     """Raises MissingError where the run has no campaign."""
     table = comparisons
-    mine = (table.c.run == run) & (table.c.shuffle > 0) & table.c.gold.is_(None)
+    mine = (table.c.run == run) & (table.c.held != NOT_OFFERED) & table.c.gold.is_(None)
     counted = case((table.c.counted > table.c.needed, table.c.needed), else_=table.c.counted)
     sums = select(func.sum(table.c.needed), func.sum(counted)).where(mine, table.c.held == "")
     held = select(func.count()).where(mine, table.c.held != "")
