@@ -25,7 +25,7 @@ from sqlalchemy import insert, update
 
 from prefloop.configs.campaign import CampaignConfig
 from prefloop.store import audit, db, exchange, tables
-from prefloop.store.answers import Answer, Answers, decode, judged_choice
+from prefloop.store.answers import Answer, Answers, decode, told
 from prefloop.store.assignment import Desk, Task
 from prefloop.store.campaigns import Campaigns, recount
 from prefloop.store.clock import Clock
@@ -125,9 +125,8 @@ def _labels(
             judgment = decode(task, names[k], Answer(axes={"overall": side}, seconds=float(rng.uniform(3, 60))))
             key = {"run": RUN, "comparison_id": made.id, "annotator": names[k], "campaign_version": 1}
             row = {"task": task.id, "nonce": f"n{i}-{k}", "at": now, "server_seconds": 20.0}
-            said = {"choice": judged_choice(judgment), "content": to_json(judgment)}
             times = {"opened": now, "lease_until": now, "shown": list(shown), "uniform": False, "state": "done"}
-            yield {**key, **times, "id": task.id, "kind": "item"}, {**key, **row, **said}
+            yield {**key, **times, "id": task.id, "kind": "item"}, {**key, **row, **told(judgment)}
 
 
 def _batches(rows: Iterator[Any]) -> Iterator[list[Any]]:

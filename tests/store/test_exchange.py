@@ -85,7 +85,7 @@ def played(stage: Stage) -> Scene:
                 checks={"cites": [turn % 2 == 0] * many},
                 flags=["both bad"] if turn else [],
                 edit="A better one." if name == "ada" and many == 2 else "",
-                rationale="=because\x1b[31m",
+                rationale="=because\x1b[31m \0",
                 seconds=12,
             )
             here.answers.submit(task.id, name, answer, nonce=f"{name}{turn}")
@@ -340,7 +340,7 @@ def test_a_spreadsheet_gets_a_row_a_label(played: Scene, tmp_path: Path) -> None
     assert header == list(CSV_COLUMNS)
     assert len(rows) == manifest["labels"] == manifest["rows"]
     table = [dict(zip(header, row, strict=True)) for row in rows]
-    assert {row["rationale"] for row in table} == {"'=because\\x1b[31m", "?"}
+    assert {row["rationale"] for row in table} == {"'=because\\x1b[31m \\x00", "?"}
     assert {row["annotator_group"] for row in table if row["annotator"] == "ada"} == {"nurses"}
     for row in table:
         assert (row["more_answers"] == "") == (row["comparison"] != "four")

@@ -30,7 +30,7 @@ def label_all(here: Scene, seed: int = 0) -> None:
             if name == "eve" and rng.random() < 0.6:
                 side = -1
             value = 0 if rng.random() < 0.1 else side * rng.randint(1, 4)
-            answer = Answer(axes=dict.fromkeys(task.config.axes, value))
+            answer = Answer(axes=dict.fromkeys(task.config.axes, value), rationale="\0")
             here.answers.submit(task.id, name, answer, nonce=f"{name}{task.id}")
 
 

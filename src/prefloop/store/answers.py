@@ -124,10 +124,9 @@ class Answers:
             "status": status,
             "late": late,
             "withdrawn": False,
-            "choice": judged_choice(judgment),
             "nonce": nonce,
             "server_seconds": max(now - task.opened, 0.0),
-            "content": to_json(judgment),
+            **told(judgment),
         }
         number, version = self._insert(connection, task, annotator, last, row, now)
         done = {"state": "done", "draft": None}
@@ -164,7 +163,7 @@ class Answers:
             state = "open"
         else:
             state = "expired"
-        row = {name: last[name] for name in ("status", "late", "choice", "server_seconds", "content")}
+        row = {name: last[name] for name in ("status", "late", "server_seconds", *TOLD)}
         number, _ = self._insert(connection, task, annotator, last, {**row, "withdrawn": True, "nonce": None}, now)
         until = now + task.config.lease_minutes * 60
         draft = encode(task, last["content"])
@@ -238,6 +237,21 @@ def encode(task: Task, content: Mapping[str, Json]) -> dict[str, Json]:
         "edit": content["edit"],
         "rationale": content["rationale"],
     }
+
+
+def told(judgment: Judgment) -> dict[str, Json]:
+    """The columns of `judgments` that hold what was said."""
+    two = judgment.ranking is not None and len(judgment.ranking) == 2
+    return {
+        "choice": judged_choice(judgment),
+        "left": judgment.shown_order[0] if two and judgment.shown_order else None,
+        "axes": dict(judgment.axes) if two and judgment.axes else None,
+        "seconds": judgment.seconds,
+        "content": to_json(judgment),
+    }
+
+
+TOLD = ("choice", "left", "axes", "seconds", "content")
 
 
 def judged_choice(judgment: Judgment) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -76,49 +77,61 @@ class Reader:
         axes = _axes(connection, self._run)
         if axes != self.axes:
             self.axes, self.rows, self.count, self._seen = axes, nothing(len(axes)), 0, set()
-        made: list[tuple[Json, ...]] = []
-        after = self.number - _OVERTAKEN
-        for row in connection.execute(_query(self._run, after, axes).execution_options(yield_per=_CHUNK)):
-            if row.number not in self._seen:
-                self._seen.add(row.number)
-                self.count += 1
-                if row.comparison_id not in self._items:
-                    self._load_items(connection)
-                made += self._told(row)
-        if made:
-            self.rows = _appended(self.rows, made)
-        self._seen = {number for number in self._seen if number > self.number - _OVERTAKEN}
+        query = _query(self._run, self.number - _OVERTAKEN, several=len(axes) > 1)
+        made = [self.rows]
+        for part in connection.execute(query.execution_options(yield_per=_CHUNK)).partitions():
+            new = [row for row in part if row.number not in self._seen] if self._seen else part
+            if any(row.comparison_id not in self._items for row in new):
+                self._load_items(connection)
+            made += self._told(new)
+            self.count += len(new)
+            newest = max(self.number, part[-1].number)
+            self._seen = {n for n in (*self._seen, *(row.number for row in new)) if n > newest - _OVERTAKEN}
+        if len(made) > 1:
+            self.rows = _joined(made)
 
     def _load_items(self, connection: Connection) -> None:
         columns = (comparisons.c.id, comparisons.c.number, comparisons.c.slice, comparisons.c.gold)
         rows = connection.execute(select(*columns).where(comparisons.c.run == self._run).order_by(columns[1]))
         for id_, number, slice_, gold in rows:
-            self._items.setdefault(id_, (number, slice_, gold))
+            self._items.setdefault(id_, (number, slice_, None if gold is None else gold["ranking"]))
 
-    def _told(self, row: Json) -> list[tuple[Json, ...]]:
-        """The rows of a judgment: one of two answers, more of a ranking; of what could not be judged one that takes
-        back the answer before."""
-        number, _, gold = self._items[row.comparison_id]
-        rater = self._raters.setdefault(row.annotator, len(self._raters))
-        ranking = None if gold is None else gold["ranking"]
-        about = (row.number, number, rater, row.repeat, KINDS.index(row.status), row.withdrawn)
-        times = (row.at or 0.0, row.server_seconds if row.seconds is None else row.seconds)
-        if row.content is None:
-            known = ABSENT if ranking is None else _sign(ranking, 0, 1)
-            said = [row.choice, *(ABSENT if value is None else value for value in row[_FIXED + 1 :])]
-            return [(*about, 0, row.left == 1, row.choice, *times, known, said)]
-        ranked, shown = row.content["ranking"], row.content["shown_order"]
+    def _told(self, found: Sequence[Json]) -> list[Rows]:
+        """The rows of judgments: one of two answers, more of a ranking; of what could not be judged one that takes back
+        the answer before."""
+        pairs, rest = [], []
+        for row in found:
+            item, _, gold = self._items[row.comparison_id]
+            rater = self._raters.setdefault(row.annotator, len(self._raters))
+            seconds = row.server_seconds if row.seconds is None else row.seconds
+            times = (row.at or 0.0, math.nan if seconds is None else seconds)
+            about = (row.number, item, rater, row.repeat, KINDS.index(row.status), row.withdrawn, *times)
+            if row.content is None:
+                more = () if len(self.axes) == 1 else self._others(row.axes)
+                known = ABSENT if gold is None else _sign(gold, 0, 1)
+                pairs.append((*about, 0, row.left == 1, row.choice, known, row.choice, *more))
+            else:
+                rest += self._ranked(row, about, gold)
+        made = [_rows(several, len(self.axes)) for several in (pairs, rest) if several]
+        return [_in_order(_joined(made))] if len(made) > 1 else made
+
+    def _others(self, said: Json) -> tuple[int, ...]:
+        """Strengths on the axes after the first."""
+        values = ((said or {}).get(name) for name in self.axes[1:])
+        return tuple(value if type(value) is int and abs(value) < -ABSENT else ABSENT for value in values)
+
+    def _ranked(self, row: Json, about: tuple[Json, ...], gold: Json) -> list[tuple[Json, ...]]:
+        ranked, shown, others = row.content["ranking"], row.content["shown_order"], [ABSENT] * (len(self.axes) - 1)
         if row.status == "unjudged":
-            nothing = (*about[:-1], True, 0, False, 0, *times, ABSENT, [ABSENT] * len(self.axes))
-            return [nothing]
-        pairs = [(a, b) for b in range(len(ranked or "ab")) for a in range(b)]
+            number, item, rater, repeat, kind, _, *times = about
+            return [(number, item, rater, repeat, kind, True, *times, 0, False, 0, ABSENT, ABSENT, *others)]
         made = []
+        pairs = [(a, b) for b in range(len(ranked or "ab")) for a in range(b)]
         for k, (a, b) in enumerate(pairs):
             choice = round(2 * first_wins(ranked, row.content["probability"], a, b)) - 1
-            known = ABSENT if ranking is None else _sign(ranking, a, b)
             turned = bool(shown) and shown.index(b) < shown.index(a)
-            rest = [ABSENT] * (len(self.axes) - 1)
-            made.append((*about, k, turned, choice, *times, known, [choice, *rest]))
+            known = ABSENT if gold is None else _sign(gold, a, b)
+            made.append((*about, k, turned, choice, known, choice, *others))
         return made
 
 
@@ -126,27 +139,13 @@ def _sign(ranking: Sequence[int], a: int, b: int) -> int:
     return (ranking[a] < ranking[b]) - (ranking[a] > ranking[b])
 
 
-_FIXED = 11
-
-
-def _query(run: str, after: int, axes: Sequence[str]) -> Json:
-    table = judgments.c
-    fixed = (
-        table.number,
-        table.comparison_id,
-        table.annotator,
-        table.repeat,
-        table.status,
-        table.withdrawn,
-        table.choice,
-        table.at,
-        table.server_seconds,
-        table.content["seconds"].as_float().label("seconds"),
-        table.content["shown_order"][0].as_integer().label("left"),
-    )
-    more = [table.content["axes"][name].as_integer() for name in axes[1:]]
-    content = case((table.choice.is_(None), table.content)).label("content")
-    return select(*fixed, content, *more).where(table.run == run, table.number > after).order_by(table.number)
+def _query(run: str, after: int, several: bool) -> Json:
+    """Judgments; the content of those that `choice` does not say, the axes where there are several."""
+    names = ("number", "comparison_id", "annotator", "repeat", "status", "withdrawn", "choice", "at")
+    narrow = [judgments.c[name] for name in (*names, "server_seconds", "seconds", "left", *["axes"] * several)]
+    content = case((judgments.c.choice.is_(None), judgments.c.content)).label("content")
+    query = select(*narrow, content).where(judgments.c.run == run, judgments.c.number > after)
+    return query.order_by(judgments.c.number)
 
 
 def _axes(connection: Connection, run: str) -> tuple[str, ...]:
@@ -157,27 +156,28 @@ def _axes(connection: Connection, run: str) -> tuple[str, ...]:
     return ("overall",) if config is None else CampaignConfig.model_validate(config).axes
 
 
-def _appended(before: Rows, made: Sequence[tuple[Json, ...]]) -> Rows:
-    number, item, rater, repeat, kind, withdrawn, pair, turned, choice, at, seconds, gold, axes = zip(
-        *made, strict=True
+def _rows(made: Sequence[tuple[Json, ...]], axes: int) -> Rows:
+    """Of tuples: number, item, rater, repeat, kind, withdrawn, at, seconds, pair, turned, choice, gold and the axes."""
+    table = np.array(made, dtype=float)
+    number, item, rater, repeat, kind, withdrawn, at, seconds, pair, turned, choice, gold = table.T[:12]
+    whole = (number, item, rater, repeat, kind, choice, gold, item * 64 + pair)
+    names = ("number", "item", "rater", "repeat", "kind", "choice", "gold", "unit")
+    return Rows(
+        **{name: column.astype(np.int64) for name, column in zip(names, whole, strict=True)},
+        withdrawn=withdrawn > 0,
+        turned=turned > 0,
+        at=at.copy(),
+        seconds=seconds.copy(),
+        axes=table[:, -axes:].astype(np.int64),
     )
-    items = np.array(item, dtype=np.int64)
-    new = Rows(
-        number=np.array(number, dtype=np.int64),
-        unit=items * 64 + np.array(pair, dtype=np.int64),
-        item=items,
-        rater=np.array(rater, dtype=np.int64),
-        repeat=np.array(repeat, dtype=np.int64),
-        kind=np.array(kind, dtype=np.int64),
-        withdrawn=np.array(withdrawn, dtype=bool),
-        turned=np.array(turned, dtype=bool),
-        choice=np.array(choice, dtype=np.int64),
-        at=np.array(at, dtype=float),
-        seconds=np.array([np.nan if value is None else value for value in seconds], dtype=float),
-        gold=np.array(gold, dtype=np.int64),
-        axes=np.array(axes, dtype=np.int64).reshape(len(made), -1),
-    )
-    return Rows(**{name: np.concatenate([getattr(before, name), getattr(new, name)]) for name in Rows.__slots__})
+
+
+def _joined(parts: Sequence[Rows]) -> Rows:
+    return Rows(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in Rows.__slots__})
+
+
+def _in_order(rows: Rows) -> Rows:
+    return picked(rows, np.argsort(rows.number, kind="stable"))
 
 
 def picked(rows: Rows, which: Json) -> Rows:

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Engine, RowMapping, and_, bindparam, func, in
 from sqlalchemy.dialects import postgresql, sqlite
 
 from prefloop.store import audit, db, tables
-from prefloop.store.answers import judged_choice
+from prefloop.store.answers import told
 from prefloop.store.campaigns import recount
 from prefloop.types import CANT_JUDGE, Comparison, Json, Judgment, PrefloopError, from_json, to_json
 
@@ -208,8 +208,7 @@ def _label_row(run: str, label: Label) -> dict[str, Json]:
         "annotator": judgment.annotator,
         "repeat": int(status == "repeat"),
         "status": status,
-        "choice": judged_choice(judgment),
-        "content": to_json(judgment),
+        **told(judgment),
         **facts,
     }
 

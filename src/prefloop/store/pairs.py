@@ -101,8 +101,7 @@ def _sizes(run: str) -> Json:
 
 def _votes(run: str, standing: Sequence[str]) -> Json:
     rest = case((judgments.c.choice.is_(None), judgments.c.content))  # a pair's choice says it all
-    left = judgments.c.content["shown_order"][0].as_integer()
-    query = select(judgments.c.comparison_id, judgments.c.annotator, judgments.c.choice, left, rest)
+    query = select(*(judgments.c[name] for name in ("comparison_id", "annotator", "choice", "left")), rest)
     stands = judgments.c.latest & ~judgments.c.withdrawn & judgments.c.status.in_(standing)
     return query.where(judgments.c.run == run, stands).order_by(judgments.c.number)
 

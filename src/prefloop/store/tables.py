@@ -103,12 +103,16 @@ judgments = Table(
     Column("status", Text, nullable=False, server_default="counted"),  # counted, extra, gold, repeat or unjudged
     Column("late", Boolean, nullable=False, server_default=false()),  # came after its lease had ended
     Column("uniform", Boolean, nullable=False, server_default=false()),  # of an item picked uniformly
-    Column("choice", Integer),  # of two items: strength in favour of item 0, below 0 of item 1, 0 a tie
+    # Of two items, what the content says too: reading it there takes a parse of it all.
+    Column("choice", Integer),  # strength in favour of item 0, below 0 of item 1, 0 a tie
+    Column("left", Integer),  # the item that stood left
+    Column("axes", JSON(none_as_null=True)),  # strengths by axis, where there are several
+    Column("seconds", Float),  # the labeler's own count
     Column("task", Text),
     Column("campaign_version", Integer),
     Column("nonce", Text),
     Column("at", Float),
-    Column("server_seconds", Float),  # from handing out to answer; the labeler's own count is in the content
+    Column("server_seconds", Float),  # from handing out to answer
     Column("content", JSON, nullable=False),
     UniqueConstraint("run", "comparison_id", "annotator", "repeat", "version", name="judgments_key"),
     UniqueConstraint("nonce", name="judgments_nonce"),
