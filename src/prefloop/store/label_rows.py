@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +16,7 @@ from prefloop.store.tables import campaign_versions, campaigns, comparisons, jud
 from prefloop.types import Json
 
 KINDS = (*STANDING, "gold", "repeat", "unjudged")
+_KIND = {name: k for k, name in enumerate(KINDS)}
 ABSENT = -100
 """No answer on this axis, or nothing known of a pair."""
 _CHUNK = 20_000
@@ -80,13 +80,13 @@ class Reader:
         query = _query(self._run, self.number - _OVERTAKEN, several=len(axes) > 1)
         made = [self.rows]
         for part in connection.execute(query.execution_options(yield_per=_CHUNK)).partitions():
-            new = [row for row in part if row.number not in self._seen] if self._seen else part
-            if any(row.comparison_id not in self._items for row in new):
-                self._load_items(connection)
-            made += self._told(new)
-            self.count += len(new)
-            newest = max(self.number, part[-1].number)
-            self._seen = {n for n in (*self._seen, *(row.number for row in new)) if n > newest - _OVERTAKEN}
+            if part[0].number <= self.number:
+                part = [row for row in part if row.number not in self._seen]
+            if part:
+                made += self._told(connection, part)
+                self.count += len(part)
+                newest = max(self.number, part[-1].number) - _OVERTAKEN
+                self._seen = {n for n in (*self._seen, *(row.number for row in part[-_OVERTAKEN:])) if n > newest}
         if len(made) > 1:
             self.rows = _joined(made)
 
@@ -96,24 +96,45 @@ class Reader:
         for id_, number, slice_, gold in rows:
             self._items.setdefault(id_, (number, slice_, None if gold is None else gold["ranking"]))
 
-    def _told(self, found: Sequence[Json]) -> list[Rows]:
+    def _told(self, connection: Connection, found: Sequence[Json]) -> list[Rows]:
         """The rows of judgments: one of two answers, more of a ranking; of what could not be judged one that takes back
         the answer before."""
-        pairs, rest = [], []
-        for row in found:
-            item, _, gold = self._items[row.comparison_id]
-            rater = self._raters.setdefault(row.annotator, len(self._raters))
-            seconds = row.server_seconds if row.seconds is None else row.seconds
-            times = (row.at or 0.0, math.nan if seconds is None else seconds)
-            about = (row.number, item, rater, row.repeat, KINDS.index(row.status), row.withdrawn, *times)
-            if row.content is None:
-                more = () if len(self.axes) == 1 else self._others(row.axes)
-                known = ABSENT if gold is None else _sign(gold, 0, 1)
-                pairs.append((*about, 0, row.left == 1, row.choice, known, row.choice, *more))
-            else:
-                rest += self._ranked(row, about, gold)
-        made = [_rows(several, len(self.axes)) for several in (pairs, rest) if several]
-        return [_in_order(_joined(made))] if len(made) > 1 else made
+        said = dict(zip(found[0]._fields, zip(*found, strict=True), strict=True))
+        if any(id_ not in self._items for id_ in said["comparison_id"]):
+            self._load_items(connection)
+        items = [self._items[id_] for id_ in said["comparison_id"]]
+        for name in dict.fromkeys(said["annotator"]):
+            self._raters.setdefault(name, len(self._raters))
+        choice, seconds = np.array(said["choice"], dtype=float), np.array(said["seconds"], dtype=float)
+        others = [self._others(axes) for axes in said["axes"]] if "axes" in said else [()] * len(found)
+        table = np.column_stack(
+            [
+                np.array(said["number"]),
+                np.array([item for item, _, _ in items]),
+                np.array([self._raters[name] for name in said["annotator"]]),
+                np.array(said["repeat"]),
+                np.array([_KIND[status] for status in said["status"]]),
+                np.array(said["withdrawn"]),
+                np.nan_to_num(np.array(said["at"], dtype=float)),
+                np.where(np.isnan(seconds), np.array(said["server_seconds"], dtype=float), seconds),
+                np.zeros(len(found)),
+                np.array(said["left"], dtype=float) == 1,
+                choice,
+                np.array([ABSENT if gold is None else _sign(gold, 0, 1) for _, _, gold in items]),
+                choice,
+                np.array(others, dtype=float),
+            ]
+        )
+        whole = np.isnan(choice)
+        ranked = [
+            row
+            for place in np.flatnonzero(whole).tolist()
+            for row in self._ranked(found[place], tuple(table[place, :8]), items[place][2])
+        ]
+        if ranked:
+            table = np.concatenate([table[~whole], np.array(ranked, dtype=float)])
+            table = table[np.argsort(table[:, 0], kind="stable")]
+        return [_rows(table, len(self.axes))]
 
     def _others(self, said: Json) -> tuple[int, ...]:
         """Strengths on the axes after the first."""
@@ -156,9 +177,8 @@ def _axes(connection: Connection, run: str) -> tuple[str, ...]:
     return ("overall",) if config is None else CampaignConfig.model_validate(config).axes
 
 
-def _rows(made: Sequence[tuple[Json, ...]], axes: int) -> Rows:
-    """Of tuples: number, item, rater, repeat, kind, withdrawn, at, seconds, pair, turned, choice, gold and the axes."""
-    table = np.array(made, dtype=float)
+def _rows(table: Floats, axes: int) -> Rows:
+    """Of columns: number, item, rater, repeat, kind, withdrawn, at, seconds, pair, turned, choice, gold, the axes."""
     number, item, rater, repeat, kind, withdrawn, at, seconds, pair, turned, choice, gold = table.T[:12]
     whole = (number, item, rater, repeat, kind, choice, gold, item * 64 + pair)
     names = ("number", "item", "rater", "repeat", "kind", "choice", "gold", "unit")
@@ -174,10 +194,6 @@ def _rows(made: Sequence[tuple[Json, ...]], axes: int) -> Rows:
 
 def _joined(parts: Sequence[Rows]) -> Rows:
     return Rows(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in Rows.__slots__})
-
-
-def _in_order(rows: Rows) -> Rows:
-    return picked(rows, np.argsort(rows.number, kind="stable"))
 
 
 def picked(rows: Rows, which: Json) -> Rows:
