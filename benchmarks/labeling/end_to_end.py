@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from clients import RUN, Server, opened
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page, expect, sync_playwright
 
 from prefloop.configs.campaign import CampaignConfig
 from prefloop.configs.load import load_recipe, stage_config
@@ -174,7 +174,7 @@ def _decide(page: Page) -> None:
     left, here = page.inner_text("#answer-0"), page.url
     page.keyboard.press("2" if friendly(left) else "8")
     page.keyboard.press("Enter")
-    page.wait_for_url(lambda url: url != here)
+    expect(page).not_to_have_url(here, timeout=60_000)
 
 
 def train(folder: Path, preferences: Path, model: str, seed: int, shuffle: bool) -> float:

@@ -29,6 +29,7 @@ from prefloop.store.clock import Clock
 from prefloop.store.labels import Store, open_store
 from prefloop.store.standing import standing
 from prefloop.types import CANT_JUDGE, Comparison, Judgment, Message, PrefloopError, Prompt
+from tests.patience import until
 
 RUN = "r/label"
 PLAIN = CampaignConfig(shared_share=0.0, gold_share=0.0, repeat_share=0.0, calibration=0)
@@ -118,13 +119,6 @@ def has_campaign(folder: Path) -> bool:
         return bool(Campaigns(engine, Clock()).all()) and standing(engine, RUN).wanted > 0
     finally:
         engine.dispose()
-
-
-def until(true: Callable[[], bool]) -> None:
-    end = time.monotonic() + 240
-    while not true():
-        assert time.monotonic() < end, "it did not come to that"
-        time.sleep(0.02)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 import pytest
@@ -42,6 +42,14 @@ class Visitor(httpx.Client):
         return self.post(path, data={"csrf": self.csrf, **fields}, headers=headers)
 
 
+class Answered(NamedTuple):
+    """A request as it reached the server, and how it was answered."""
+
+    path: str
+    origin: str
+    status: int
+
+
 @dataclass
 class Server:
     """A server that runs, and the workspace behind it."""
@@ -49,6 +57,7 @@ class Server:
     url: str
     workspace: Workspace
     visitors: list[Visitor] = field(default_factory=list)
+    answered: list[Answered] = field(default_factory=list)
 
     @property
     def port(self) -> int:
@@ -89,12 +98,26 @@ def fresh(folder: Path, database: Path) -> Iterator[Workspace]:
 def running(workspace: Workspace, limits: Limits | None = None, patience: float = 15.0) -> Iterator[Server]:
     """Serve a workspace in a thread, by uvicorn, at a free port."""
     listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(server_config(workspace, limits or Limits(), patience))
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
+    config, answered = server_config(workspace, limits or Limits(), patience), list[Answered]()
+    app: Any = config.app
+
+    async def noted(scope: Any, receive: Any, send: Any) -> None:
+        async def note(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                origin = dict(scope["headers"]).get(b"origin", b"").decode()
+                answered.append(Answered(scope["path"], origin, message["status"]))
+            await send(message)
+
+        await app(scope, receive, note)
+
+    config.app = noted
+    server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     while not server.started and thread.is_alive():
         time.sleep(0.01)
-    made = Server(f"http://127.0.0.1:{listener.getsockname()[1]}", workspace)
+    made = Server(f"http://127.0.0.1:{listener.getsockname()[1]}", workspace, answered=answered)
     try:
         yield made
     finally:

@@ -75,7 +75,7 @@ def test_line_28_on_a_full_disk_the_answer_stays_in_the_page_until_it_can_be_kep
         health = httpx.get(f"{server.address}/health")
         assert health.status_code == 503 and "disk" in health.json()["reason"]
         resource.prlimit(server.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-        page.wait_for_url(lambda url: url != before, timeout=60_000)
+        expect(page).not_to_have_url(before, timeout=60_000)
     with open_store(f"sqlite:///{tmp_path / 'prefloop.db'}") as store:
         assert [judged.rationale for judged in store.judgments(clients.RUN)] == ["what I wrote"]
         assert store.verify().judgments == 1

@@ -115,7 +115,8 @@ def onward(page: Page, act: Callable[[], Any]) -> None:
     """Do what leads to another page."""
     before = page.url
     act()
-    page.wait_for_url(lambda url: url != before, wait_until="load")
+    expect(page).not_to_have_url(before)
+    page.wait_for_load_state()
 
 
 def judge(page: Page, why: str) -> None:

@@ -19,6 +19,7 @@ from prefloop.types import CANT_JUDGE
 from prefloop.web.limits import Limits
 from prefloop.web.serve import server_config
 from prefloop.web.workspace import Workspace
+from tests.patience import until
 from tests.store.scene import plain
 from tests.web.labeling import Labeling, comparison, make_labeling, many
 from tests.web.serving import Server
@@ -73,6 +74,7 @@ class Site:
         page.goto(self.here.home)
         page.locator("form[action$='/next'] button").click()
         expect(page.locator("#task")).to_be_visible()
+        page.wait_for_load_state()  # its scripts take keys
         return page
 
     def close(self) -> None:
@@ -107,7 +109,8 @@ def onward(page: Page, act: Callable[[], Any]) -> None:
     """Do what leads to another page, and wait for it."""
     before = page.url
     act()
-    page.wait_for_url(lambda url: url != before, wait_until="load", timeout=WAIT)
+    expect(page).not_to_have_url(before, timeout=WAIT)
+    page.wait_for_load_state()
 
 
 def saved(site: Site, page: Page) -> dict[str, Any]:
@@ -448,7 +451,7 @@ def test_line_30_a_draft_and_an_answer_survive_a_restart_of_the_server(stage: St
     site.start()
     page = context.new_page()
     page.goto(before)  # what was on its way goes out by itself
-    page.wait_for_url(lambda url: url != before)
+    expect(page).not_to_have_url(before, timeout=WAIT)
     (judgment,) = site.here.judgments().values()
     assert (judgment.strength, judgment.flags, judgment.rationale) == (2, ("both bad",), "half a thought")
     assert len(site.here.rows("judgments")) == 1
@@ -467,7 +470,7 @@ def test_line_30_an_answer_waits_for_the_network(stage: Stage) -> None:
     site.here.pass_time(600)
     assert page.url == before and not site.here.rows("judgments")
     context.set_offline(False)
-    page.wait_for_url(lambda url: url != before)
+    expect(page).not_to_have_url(before, timeout=WAIT)
     (judgment,) = site.here.judgments().values()
     assert judgment.strength == 2
 
@@ -490,13 +493,6 @@ def test_line_30_an_answer_that_never_left_goes_out_from_any_later_page(stage: S
     assert site.here.rows("judgments")[0]["late"]
 
 
-def until(met: Callable[[], bool]) -> None:
-    end = time.monotonic() + WAIT / 1000
-    while not met():
-        assert time.monotonic() < end
-        time.sleep(0.05)
-
-
 def test_line_30_an_answer_survives_the_end_of_the_session(stage: Stage) -> None:
     site = stage(plain(), many(2))
     context = site.context()
@@ -509,7 +505,7 @@ def test_line_30_an_answer_survives_the_end_of_the_session(stage: Stage) -> None
     expect(page.get_by_text("You are signed out. Your answer is kept here")).to_be_visible()
     assert "/login?next=%2Ft%2F" in (page.get_by_role("link", name="Sign in").get_attribute("href") or "")
     site.sign_in(context)  # in another tab: this page has the token of the session before
-    page.wait_for_url(lambda url: url != before, timeout=2 * WAIT)
+    expect(page).not_to_have_url(before, timeout=2 * WAIT)
     (judgment,) = site.here.judgments().values()
     assert judgment.rationale == "half a thought"
 
@@ -583,7 +579,7 @@ def test_line_28_an_answer_that_the_server_cannot_keep_stays_in_the_browser(stag
     page.get_by_role("button", name="Submit").click()
     expect(page.get_by_text("Not saved yet: the server is in trouble")).to_be_visible()
     page.unroute(re.compile("/submit$"))
-    page.wait_for_url(lambda url: url != before)
+    expect(page).not_to_have_url(before, timeout=WAIT)
     assert [judgment.rationale for judgment in site.here.judgments().values()] == ["half a thought"]
 
 

@@ -7,14 +7,14 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from prefloop.types import Message
 from prefloop.web.partners import BROKEN, BUSY, GONE, LATE, REFUSED, Partners, Patience, Reply
+from tests.patience import until
 from tests.web.standing_in import put_in
 
 
@@ -35,13 +35,6 @@ class Ear:
         """Until it is answered or failed; returns the problem."""
         until(lambda: not self.partners.waiting(key))
         return self.partners.problem(key)
-
-
-def until(true: Callable[[], bool]) -> None:
-    end = time.monotonic() + 240
-    while not true():
-        assert time.monotonic() < end, "it did not come to that"
-        time.sleep(0.01)
 
 
 def alive(number: int) -> bool:

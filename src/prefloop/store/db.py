@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 from alembic import command
 from alembic.config import Config
@@ -31,6 +32,7 @@ _WRITER_LOCK = 0x70726566
 _TRIES = 4
 _UNDONE = ("40001", "40P01", "23505")  # serialization failure, deadlock, a key that another just took
 _migrating = threading.Lock()
+_turns: WeakKeyDictionary[Engine, threading.Lock] = WeakKeyDictionary()
 Made = TypeVar("Made")
 
 
@@ -113,7 +115,7 @@ def transaction(engine: Engine, *, write: bool, turns: bool = True) -> Iterator[
 
     Raises DatabaseError for whatever the database refuses."""
     try:
-        with engine.connect() as connection:
+        with _turn(engine, write), engine.connect() as connection:
             connection = connection.execution_options(prefloop_write=write)
             if not write and engine.dialect.name == "postgresql":
                 connection = connection.execution_options(isolation_level="REPEATABLE READ")
@@ -126,6 +128,22 @@ def transaction(engine: Engine, *, write: bool, turns: bool = True) -> Iterator[
         reason = str(cause).strip().splitlines()[0]
         place = engine.url.render_as_string(hide_password=True)
         raise DatabaseError(place, reason) from error
+
+
+@contextmanager
+def _turn(engine: Engine, write: bool) -> Iterator[None]:
+    """Writers of this process wait in line for SQLite's one place: SQLite itself would let each look for it at times
+    that grow apart."""
+    if not write or engine.dialect.name != "sqlite":
+        yield
+        return
+    turn = _turns.setdefault(engine, threading.Lock())
+    if not turn.acquire(timeout=_WAIT_SECONDS):
+        raise sqlite3.OperationalError("database is locked")
+    try:
+        yield
+    finally:
+        turn.release()
 
 
 def retried(engine: Engine, work: Callable[[Connection], Made]) -> Made:
