@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefloop.store.assignment import REPEAT_AFTER, due
+from prefloop.store.assignment import due
 from prefloop.store.campaigns import Item, MissingError
+from prefloop.store.queries import REPEAT_AFTER
 from prefloop.types import PrefloopError
 from tests.store.scene import RUN, Scene, answer, comparison, plain
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Engine, RowMapping, Select, delete, func, insert, select, update
+from sqlalchemy import Connection, Engine, RowMapping, Select, bindparam, delete, func, insert, select, update
 
 from prefloop.store import audit, backoff, db, passwords
 from prefloop.store.campaigns import MissingError
@@ -173,7 +173,7 @@ class Accounts:
     def by_token(self, token: str) -> Account | None:
         """The account of an API token; a paused one's lets nobody in."""
         with db.transaction(self._engine, write=False) as connection:
-            row = connection.execute(readable().where(accounts.c.token == digest(token))).mappings().first()
+            row = connection.execute(_BY_TOKEN, {"b_token": digest(token)}).mappings().first()
         return None if row is None or row["paused"] else account(row)
 
     def _set_token(self, name: str, kept: str | None, kind: str, by: str) -> None:
@@ -218,6 +218,9 @@ def readable() -> Select[Any]:
     columns = [accounts.c[name] for name in ("name", "role", "group", "paused", "created")]
     has = [accounts.c[name].is_not(None).label(f"has_{name}") for name in ("password", "token")]
     return select(*columns, *has)
+
+
+_BY_TOKEN = readable().where(accounts.c.token == bindparam("b_token"))
 
 
 def account(row: RowMapping) -> Account:

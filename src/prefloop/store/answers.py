@@ -9,11 +9,11 @@ from typing import Any
 from sqlalchemy import Connection, Engine, RowMapping, insert, select, update
 
 from prefloop.configs.campaign import STRENGTHS, CampaignConfig
-from prefloop.store import audit, db
+from prefloop.store import audit, db, queries
 from prefloop.store.assignment import Task, read_task, review_task
 from prefloop.store.campaigns import Campaign
 from prefloop.store.clock import Clock
-from prefloop.store.tables import comparisons, judgments, strata, tasks
+from prefloop.store.tables import judgments, tasks
 from prefloop.types import CANT_JUDGE, Json, Judgment, PrefloopError, to_json
 
 LONGEST_TEXT = 100_000
@@ -129,8 +129,7 @@ class Answers:
             **told(judgment),
         }
         number, version = self._insert(connection, task, annotator, last, row, now)
-        done = {"state": "done", "draft": None}
-        connection.execute(update(tasks).where(tasks.c.id == task_id).values(done))
+        connection.execute(queries.FINISH, {"b_task": task_id})
         audit.append(connection, at=now, actor=annotator, kind="label", judged=[number])
         return Receipt(judgment=number, version=version, status=status, late=late)
 
@@ -142,9 +141,7 @@ class Answers:
         unjudged = judgment.ranking is None
         held = task.state == "open" or stood == "counted"  # a place among those wanted is ours
         if not (held or unjudged):
-            free = comparisons.c.taken < comparisons.c.needed
-            place = update(comparisons).where(_item(task), free).values(taken=comparisons.c.taken + 1)
-            held = connection.execute(place).rowcount > 0
+            held = connection.execute(queries.PLACE, {"b_run": task.run, "b_item": task.comparison.id}).rowcount > 0
         status = "unjudged" if unjudged else "counted" if held else "extra"
         if unjudged and held:
             _move(connection, task, taken=-1)
@@ -186,8 +183,8 @@ class Answers:
             connection.execute(update(judgments).where(judgments.c.number == last["number"]).values(latest=False))
         key = {"run": task.run, "comparison_id": task.comparison.id, "annotator": annotator, "version": version}
         facts = {"repeat": int(task.kind == "repeat"), "task": task.id, "campaign_version": task.version, "at": now}
-        uniform = connection.execute(select(tasks.c.uniform).where(tasks.c.id == task.id)).scalar_one()
-        made = connection.execute(insert(judgments).values({**key, **facts, **row, "uniform": uniform}))
+        uniform = connection.execute(queries.WAS_UNIFORM, {"b_task": task.id}).scalar_one()
+        made = connection.execute(insert(judgments), {**key, **facts, **row, "uniform": uniform})
         number: int = made.inserted_primary_key[0]  # type: ignore[index]  # an inserted row has one
         return number, version
 
@@ -336,26 +333,19 @@ def _dense(ranks: Sequence[int]) -> tuple[int, ...]:
     return tuple(order.index(rank) for rank in ranks)
 
 
-def _item(task: Task) -> Json:
-    return (comparisons.c.run == task.run) & (comparisons.c.id == task.comparison.id)
-
-
 def _move(connection: Connection, task: Task, *, taken: int = 0, counted: int = 0) -> None:
-    values = {"taken": comparisons.c.taken + taken, "counted": comparisons.c.counted + counted}
-    connection.execute(update(comparisons).where(_item(task)).values(values))
+    item = {"b_run": task.run, "b_item": task.comparison.id}
+    connection.execute(queries.MOVED, {**item, "b_taken": taken, "b_counted": counted})
     if counted:
-        where = connection.execute(select(comparisons.c.slice, comparisons.c.mix).where(_item(task))).one()
-        group = (strata.c.run == task.run) & (strata.c.slice == where.slice) & (strata.c.mix == where.mix)
-        connection.execute(update(strata).where(group).values(counted=strata.c.counted + counted))
+        where = connection.execute(queries.STRATUM, item).one()
+        group = {"b_run": task.run, "b_slice": where.slice, "b_mix": where.mix}
+        connection.execute(queries.COUNTED, {**group, "b_counted": counted})
 
 
 def _latest(connection: Connection, task_id: str) -> RowMapping | None:
-    query = select(judgments).where(judgments.c.task == task_id, judgments.c.latest)
-    return connection.execute(query).mappings().first()
+    return connection.execute(queries.LATEST, {"b_task": task_id}).mappings().first()
 
 
 def _kept(connection: Connection, task_id: str, nonce: str) -> Receipt | None:
-    columns = (judgments.c.number.label("judgment"), judgments.c.version, judgments.c.status, judgments.c.late)
-    query = select(*columns).where(judgments.c.nonce == nonce, judgments.c.task == task_id)
-    row = connection.execute(query).mappings().first()
+    row = connection.execute(queries.KEPT, {"b_nonce": nonce, "b_task": task_id}).mappings().first()
     return None if row is None else Receipt(**row)

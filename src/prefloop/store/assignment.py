@@ -11,28 +11,21 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, Engine, RowMapping, and_, insert, or_, select, update
+from sqlalchemy import Connection, Engine, RowMapping, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from prefloop.configs.campaign import CampaignConfig
-from prefloop.store import db
+from prefloop.store import db, queries
 from prefloop.store.campaigns import Campaign, MissingError
 from prefloop.store.clock import Clock
 from prefloop.store.tables import (
-    accounts,
-    campaign_versions,
-    campaigns,
     comparisons,
     desks,
     events,
     judgments,
-    strata,
     tasks,
 )
 from prefloop.types import Comparison, Json, PrefloopError, from_json
-
-REPEAT_AFTER = 10  # tasks between an item and its return
-_RELEASED_AT_ONCE = 200
 
 
 class PausedError(PrefloopError):
@@ -105,45 +98,53 @@ class Desk:
 
     def _next(self, connection: Connection, campaign: Campaign, annotator: str) -> Task | None:
         now, run = self._clock(), campaign.run
-        state = connection.execute(select(campaigns.c.state).where(campaigns.c.run == run)).scalar()
-        if state != "open":
+        here = {"b_run": run, "b_who": annotator}
+        opening = connection.execute(queries.OPENING, here).one_or_none()
+        if opening is None or opening.state != "open":
+            state = None if opening is None else opening.state
             raise PausedError(f"This campaign is {state}; ask whoever invited you.")
-        paused = select(accounts.c.paused).where(accounts.c.name == annotator)
-        if connection.execute(paused).scalar():
+        if opening.paused:
             raise PausedError("Your account is paused; ask whoever invited you.")
         desk = _desk(connection, run, annotator)
         _release(connection, run, now)
-        mine = (tasks.c.run == run) & (tasks.c.annotator == annotator) & (tasks.c.state == "open")
-        open_ = connection.execute(select(tasks.c.id).where(mine).order_by(tasks.c.number).limit(1)).scalar()
-        if open_ is None:
-            open_ = self._hand_out(connection, campaign, annotator, desk, now)
-        if open_ is None:
-            return None
         until = now + campaign.config.lease_minutes * 60
-        connection.execute(update(tasks).where(tasks.c.id == open_).values(lease_until=until))
-        return read_task(connection, open_, annotator)
+        open_ = connection.execute(queries.OPEN_TASK, here).scalar()
+        if open_ is not None:
+            connection.execute(queries.HOLD, {"b_id": open_, "b_until": until})
+        else:
+            open_ = self._hand_out(connection, campaign, annotator, desk, opening.salt, now, until)
+        return None if open_ is None else read_task(connection, open_, annotator)
 
     def _hand_out(
-        self, connection: Connection, campaign: Campaign, annotator: str, desk: Mapping[str, int], now: float
+        self,
+        connection: Connection,
+        campaign: Campaign,
+        annotator: str,
+        desk: Mapping[str, int],
+        salt: str,
+        now: float,
+        until: float,
     ) -> str | None:
         config, run, count = campaign.config, campaign.run, desk["handed"]
-        salt = connection.execute(select(campaigns.c.salt).where(campaigns.c.run == run)).scalar_one()
         seed = f"{salt}:{annotator}"
         found, kind, uniform = None, "item", False
         if count < config.calibration:
-            found, kind = _gold(connection, run, annotator), "gold"
+            found, kind = _first(connection, queries.GOLD, run, annotator), "gold"
             if found is None:
-                found, kind = _shared(connection, run, annotator), "shared"
+                found, kind = _first(connection, queries.SHARED, run, annotator), "shared"
         elif due(f"{seed}:repeat", count, config.repeat_share):
             found, kind = _repeat(connection, run, annotator, seed), "repeat"
         elif due(f"{seed}:gold", count, config.gold_share):
-            found, kind = _gold(connection, run, annotator), "gold"
+            found, kind = _first(connection, queries.GOLD, run, annotator), "gold"
         if found is None:
             kind, uniform = "item", due(f"{seed}:uniform", count, config.uniform_share)
-            found = _uniform(connection, run, annotator) if uniform else _targeted(connection, config, run, annotator)
+            if uniform:
+                found = _first(connection, queries.UNIFORM, run, annotator)
+            else:
+                found = _targeted(connection, config, run, annotator)
         if found is None:
             return None
-        return _assign(connection, campaign, annotator, desk, found, kind, uniform, seed, now)
+        return _assign(connection, campaign, annotator, desk, found, kind, uniform, seed, now, until)
 
     def _take(self, connection: Connection, task: Task) -> bool:
         """Take the place of a task whose lease had ended, where nobody else has it."""
@@ -165,12 +166,8 @@ def due(seed: str, count: int, share: float) -> bool:
 
 def read_task(connection: Connection, id_: str, annotator: str, *, lock: bool = False) -> Task:
     """A labeler's own task; `lock` keeps others from changing it until the transaction ends. Raises MissingError."""
-    same = (comparisons.c.run == tasks.c.run) & (comparisons.c.id == tasks.c.comparison_id)
-    under = (campaign_versions.c.run == tasks.c.run) & (campaign_versions.c.version == tasks.c.campaign_version)
-    query = select(tasks, comparisons.c.prompt, comparisons.c["items"], campaign_versions.c.config)
-    query = query.join(comparisons, same).join(campaign_versions, under)
-    query = query.where(tasks.c.id == id_, tasks.c.annotator == annotator)
-    row = connection.execute(query.with_for_update(of=tasks) if lock else query).mappings().first()
+    query = queries.TASK_LOCKED if lock else queries.TASK
+    row = connection.execute(query, {"b_id": id_, "b_who": annotator}).mappings().first()
     if row is None:
         raise MissingError("There is no such task of yours.")
     content = {"id": row["comparison_id"], "prompt": row["prompt"], "items": row["items"]}
@@ -213,71 +210,38 @@ def review_task(connection: Connection, campaign: Campaign, reviewer: str, compa
     return id_
 
 
-def _item(run: str, comparison_id: Json) -> Json:
+def _item(run: Json, comparison_id: Json) -> Json:
     return (comparisons.c.run == run) & (comparisons.c.id == comparison_id)
 
 
 def _desk(connection: Connection, run: str, annotator: str) -> Mapping[str, int]:
     """The labeler's counts; the row is locked, so that two tabs get one task."""
-    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
-    connection.execute(dialect.insert(desks).values(run=run, annotator=annotator).on_conflict_do_nothing())
-    query = select(desks).where(desks.c.run == run, desks.c.annotator == annotator).with_for_update()
-    row = connection.execute(query).mappings().one()
+    here = {"b_run": run, "b_who": annotator}
+    row = connection.execute(queries.DESK, here).mappings().one_or_none()
+    if row is None:
+        dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+        connection.execute(dialect.insert(desks).values(run=run, annotator=annotator).on_conflict_do_nothing())
+        row = connection.execute(queries.DESK, here).mappings().one()
     return {name: row[name] for name in ("handed", "pairs", "turned")}
 
 
 def _release(connection: Connection, run: str, now: float) -> None:
     """End the leases that have run out: their items' places are free again."""
-    over = (tasks.c.run == run) & (tasks.c.state == "open") & (tasks.c.lease_until < now)
-    query = select(tasks.c.number, tasks.c.comparison_id, tasks.c.kind).where(over).order_by(tasks.c.number)
-    rows = connection.execute(query.limit(_RELEASED_AT_ONCE).with_for_update(skip_locked=True)).all()
-    for row in rows:
+    for row in connection.execute(queries.OVER, {"b_run": run, "b_now": now}).all():
         connection.execute(update(tasks).where(tasks.c.number == row.number).values(state="expired"))
         if row.kind in ("item", "shared"):
             place = update(comparisons).where(_item(run, row.comparison_id))
             connection.execute(place.values(taken=comparisons.c.taken - 1))
 
 
-def _unseen(run: str, annotator: str) -> Json:
-    """No task of this labeler's on the item, but for those whose lease ran out; and no judgment that stands."""
-    mine = and_(tasks.c.run == run, tasks.c.annotator == annotator, tasks.c.comparison_id == comparisons.c.id)
-    done = and_(
-        judgments.c.run == run, judgments.c.annotator == annotator, judgments.c.comparison_id == comparisons.c.id
-    )
-    return and_(
-        ~select(tasks.c.number).where(mine, or_(tasks.c.state != "expired", tasks.c.repeat > 0)).exists(),
-        ~select(judgments.c.number).where(done, judgments.c.latest, ~judgments.c.withdrawn).exists(),
-    )
-
-
-def _waiting(run: str, annotator: str) -> Json:
-    free = (comparisons.c.taken < comparisons.c.needed) & (comparisons.c.held == "")
-    return and_(comparisons.c.run == run, free, _unseen(run, annotator))
-
-
-def _first(connection: Connection, where: Json, *order: Json) -> str | None:
-    query = select(comparisons.c.id).where(where).order_by(*order).limit(1)
-    return connection.execute(query.with_for_update(skip_locked=True)).scalar()
-
-
-def _gold(connection: Connection, run: str, annotator: str) -> str | None:
-    known = (comparisons.c.run == run) & comparisons.c.gold.is_not(None) & (comparisons.c.held == "")
-    return _first(connection, known & _unseen(run, annotator), comparisons.c.shuffle)
-
-
-def _shared(connection: Connection, run: str, annotator: str) -> str | None:
-    return _first(connection, _waiting(run, annotator) & comparisons.c.shared, comparisons.c.shuffle)
-
-
-def _uniform(connection: Connection, run: str, annotator: str) -> str | None:
-    """The first of a random order: uniform among all that wait, without replacement."""
-    return _first(connection, _waiting(run, annotator) & comparisons.c.gold.is_(None), comparisons.c.shuffle)
+def _first(connection: Connection, query: Json, run: str, annotator: str) -> str | None:
+    return connection.execute(query, {"b_run": run, "b_who": annotator}).scalar()
 
 
 def _targeted(connection: Connection, config: CampaignConfig, run: str, annotator: str) -> str | None:
     """The highest priority of the kind of prompt that is most behind its share; of equal ones, in the slice that is
     covered least."""
-    groups = connection.execute(select(strata).where(strata.c.run == run)).all()
+    groups = connection.execute(queries.STRATA, {"b_run": run}).all()
     handed = {mix: sum(g.handed for g in groups if g.mix == mix) for mix in {g.mix for g in groups}}
     total = sum(handed.values()) + 1
     behind = sorted(handed, key=lambda mix: (handed[mix] - config.mix.get(mix, 0.0) * total, mix))
@@ -285,11 +249,8 @@ def _targeted(connection: Connection, config: CampaignConfig, run: str, annotato
         offers = []
         for group in groups:
             if group.mix in mixes:
-                same = (comparisons.c.slice == group.slice) & (comparisons.c.mix == group.mix)
-                best = select(comparisons.c.id, comparisons.c.priority, comparisons.c.shuffle)
-                best = best.where(_waiting(run, annotator), same, comparisons.c.gold.is_(None))
-                best = best.order_by(comparisons.c.priority.desc(), comparisons.c.shuffle).limit(1)
-                if row := connection.execute(best.with_for_update(skip_locked=True)).first():
+                here = {"b_run": run, "b_who": annotator, "b_slice": group.slice, "b_mix": group.mix}
+                if row := connection.execute(queries.TARGETED, here).first():
                     offers.append((-row.priority, group.counted / max(group.needed, 1), row.shuffle, row.id))
         if offers:
             return str(min(offers)[-1])
@@ -298,19 +259,8 @@ def _targeted(connection: Connection, config: CampaignConfig, run: str, annotato
 
 def _repeat(connection: Connection, run: str, annotator: str, seed: str) -> str | None:
     """An item that this labeler answered a while ago and has not seen twice."""
-    again = tasks.alias()
-    twice = and_(
-        again.c.run == run,
-        again.c.annotator == annotator,
-        again.c.comparison_id == tasks.c.comparison_id,
-        again.c.repeat > 0,
-    )
-    mine = (tasks.c.run == run) & (tasks.c.annotator == annotator) & (tasks.c.state == "done")
-    held = select(comparisons.c.held).where(_item(run, tasks.c.comparison_id)).scalar_subquery()
-    query = select(tasks.c.comparison_id).where(mine, tasks.c.kind.in_(("item", "shared")), held == "")
-    query = query.where(~select(again.c.number).where(twice).exists())
-    ids = connection.execute(query.order_by(tasks.c.number.desc()).limit(10 * REPEAT_AFTER)).scalars().all()
-    old = ids[REPEAT_AFTER:]
+    ids = connection.execute(queries.ANSWERED, {"b_run": run, "b_who": annotator}).scalars().all()
+    old = ids[queries.REPEAT_AFTER :]
     return random.Random(f"{seed}:{len(ids)}:{ids[:1]}").choice(old) if old else None
 
 
@@ -324,33 +274,27 @@ def _assign(
     uniform: bool,
     seed: str,
     now: float,
+    until: float,
 ) -> str:
-    run = campaign.run
-    row = connection.execute(select(comparisons).where(_item(run, comparison_id))).mappings().one()
+    run, item = campaign.run, {"b_run": campaign.run, "b_item": comparison_id}
+    row = connection.execute(queries.ITEM, item).mappings().one()
     shown, turned = _order(connection, row, annotator, desk, kind, seed)
     takes = kind in ("item", "shared")
-    if takes:
-        place = update(comparisons).where(_item(run, comparison_id))
-        connection.execute(place.values(taken=comparisons.c.taken + 1))
     repeat = int(kind == "repeat")
-    mine = (tasks.c.run == run) & (tasks.c.annotator == annotator) & (tasks.c.comparison_id == comparison_id)
-    again = connection.execute(select(tasks.c.id).where(mine, tasks.c.repeat == repeat)).scalar()
-    values = {"state": "open", "opened": now, "lease_until": now, "campaign_version": campaign.version}
+    again = connection.execute(queries.AGAIN, {**item, "b_who": annotator, "b_repeat": repeat}).scalar()
+    new = int(again is None)
+    connection.execute(queries.HANDED, {**item, "b_taken": int(takes), "b_shown": new, "b_turned": new * turned})
+    values = {"state": "open", "opened": now, "lease_until": until, "campaign_version": campaign.version}
     if again is not None:  # its lease had run out: the same task, as it was shown
         connection.execute(update(tasks).where(tasks.c.id == again).values(values))
         return str(again)
     id_ = secrets.token_urlsafe(16)
     key = {"id": id_, "run": run, "comparison_id": comparison_id, "annotator": annotator, "repeat": repeat}
-    connection.execute(insert(tasks).values({**key, **values, "kind": kind, "shown": shown, "uniform": uniform}))
-    counts = {"shown": comparisons.c.shown + 1, "turned": comparisons.c.turned + turned}
-    connection.execute(update(comparisons).where(_item(run, comparison_id)).values(counts))
+    connection.execute(insert(tasks), {**key, **values, "kind": kind, "shown": shown, "uniform": uniform})
     pair = int(row["size"] == 2)
-    mine = (desks.c.run == run) & (desks.c.annotator == annotator)
-    moved = {"handed": desks.c.handed + 1, "pairs": desks.c.pairs + pair, "turned": desks.c.turned + pair * turned}
-    connection.execute(update(desks).where(mine).values(moved))
+    connection.execute(queries.SEATED, {"b_run": run, "b_who": annotator, "b_pairs": pair, "b_turned": pair * turned})
     if takes:
-        group = (strata.c.run == run) & (strata.c.slice == row["slice"]) & (strata.c.mix == row["mix"])
-        connection.execute(update(strata).where(group).values(handed=strata.c.handed + 1))
+        connection.execute(queries.GIVEN, {"b_run": run, "b_slice": row["slice"], "b_mix": row["mix"]})
     return id_
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, and_, func, insert, select
+from sqlalchemy import Connection, and_, bindparam, func, insert, select
 
 from prefloop.store.tables import events, judgments
 from prefloop.types import Json, PrefloopError
@@ -16,6 +16,9 @@ from prefloop.types import Json, PrefloopError
 _LOCK = 0x61756474
 _HASHED = [column for column in judgments.c if column.name != "latest"]
 _CHUNK = 5000
+_HEAD = select(events.c.hash).order_by(events.c.number.desc()).limit(1)
+_SPAN = select(*_HASHED).where(judgments.c.number.between(bindparam("b_first"), bindparam("b_last")))
+_SPAN = _SPAN.order_by(judgments.c.number)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,12 +56,12 @@ def append(
         content |= {"judgments": spans, "sha256": _digest(connection, spans)}
     text = _canonical(content)
     row = {"at": at, "actor": actor, "kind": kind, "content": text, "previous": head(connection)}
-    connection.execute(insert(events).values(**row, hash=_hash(row)))
+    connection.execute(insert(events), {**row, "hash": _hash(row)})
 
 
 def head(connection: Connection) -> str:
     """Hash of the last event."""
-    return connection.execute(select(events.c.hash).order_by(events.c.number.desc()).limit(1)).scalar() or ""
+    return connection.execute(_HEAD).scalar() or ""
 
 
 def verify(connection: Connection) -> Verified:
@@ -107,11 +110,11 @@ def _spans(numbers: Sequence[int]) -> list[list[int]]:
 
 def _digest(connection: Connection, spans: Sequence[Sequence[int]]) -> str:
     """Hash over the rows in spans of numbers, both ends included."""
-    total, number = hashlib.sha256(), judgments.c.number
+    total = hashlib.sha256()
     for first, last in spans:
         for start in range(first, last + 1, _CHUNK):
-            chunk = number.between(start, min(start + _CHUNK - 1, last))
-            for row in connection.execute(select(*_HASHED).where(chunk).order_by(number)).mappings():
+            span = {"b_first": start, "b_last": min(start + _CHUNK - 1, last)}
+            for row in connection.execute(_SPAN, span).mappings():
                 total.update(hashlib.sha256(_canonical(dict(row)).encode()).digest())
     return total.hexdigest()
 

@@ -63,7 +63,7 @@ class Campaigns:
     def create(self, run: str, config: CampaignConfig, *, by: str) -> Campaign:
         """A new open campaign. Raises PrefloopError where the run has one."""
         with db.transaction(self._engine, write=True) as connection:
-            if _find(connection, campaigns.c.run == run) is not None:
+            if _find(connection, _BY_RUN, run) is not None:
                 raise PrefloopError(f"Run {run} has a campaign already; choose another name, or add items to that one.")
             row = {"run": run, "id": secrets.token_hex(4), "state": "open", "version": 0, "salt": secrets.token_hex(16)}
             connection.execute(insert(campaigns).values(row))
@@ -73,7 +73,7 @@ class Campaigns:
     def change(self, run: str, config: CampaignConfig, *, by: str) -> Campaign:
         """A new version; labels made before keep theirs, and open tasks the one they were handed out under."""
         with db.transaction(self._engine, write=True) as connection:
-            campaign = _known(connection, campaigns.c.run == run)
+            campaign = _known(connection, _BY_RUN, run)
             if campaign.config != config:
                 self._new_version(connection, run, campaign.version + 1, config, by)
                 if (campaign.config.overlap, campaign.config.shared_overlap) != (config.overlap, config.shared_overlap):
@@ -85,7 +85,7 @@ class Campaigns:
         if state not in STATES:
             raise PrefloopError(f"A campaign is {', '.join(STATES)}, not {state!r}.")
         with db.transaction(self._engine, write=True) as connection:
-            _known(connection, campaigns.c.run == run)
+            _known(connection, _BY_RUN, run)
             connection.execute(update(campaigns).where(campaigns.c.run == run).values(state=state))
             self._log(connection, by, "campaign state", {"run": run, "state": state})
 
@@ -94,7 +94,7 @@ class Campaigns:
 
         Which are of the calibration pool, and their place in the order of uniform picks, is drawn here."""
         with db.transaction(self._engine, write=True) as connection:
-            campaign = _known(connection, campaigns.c.run == run)
+            campaign = _known(connection, _BY_RUN, run)
             salt = connection.execute(select(campaigns.c.salt).where(campaigns.c.run == run)).scalar()
             query = select(comparisons.c.id).where(comparisons.c.run == run, comparisons.c.held == NOT_OFFERED)
             waiting = set(connection.execute(query).scalars())
@@ -125,7 +125,7 @@ class Campaigns:
     def set_priorities(self, run: str, priorities: Mapping[str, float], *, by: str) -> None:
         """New priorities by comparison id; the highest go first."""
         with db.transaction(self._engine, write=True) as connection:
-            _known(connection, campaigns.c.run == run)
+            _known(connection, _BY_RUN, run)
             where = (comparisons.c.run == run) & (comparisons.c.id == bindparam("b_id"))
             rows = [{"b_id": id_, "priority": float(value)} for id_, value in priorities.items()]
             if rows:
@@ -143,17 +143,17 @@ class Campaigns:
     def by_run(self, run: str) -> Campaign:
         """Raises MissingError where there is none."""
         with db.transaction(self._engine, write=False) as connection:
-            return _known(connection, campaigns.c.run == run)
+            return _known(connection, _BY_RUN, run)
 
     def by_id(self, id_: str) -> Campaign:
         """Raises MissingError where there is none."""
         with db.transaction(self._engine, write=False) as connection:
-            return _known(connection, campaigns.c.id == id_)
+            return _known(connection, _BY_ID, id_)
 
     def all(self) -> list[Campaign]:
         """Every campaign, by run."""
         with db.transaction(self._engine, write=False) as connection:
-            rows = connection.execute(_current().order_by(campaigns.c.run)).mappings().all()
+            rows = connection.execute(_CURRENT.order_by(campaigns.c.run)).mappings().all()
         return [_campaign(row) for row in rows]
 
     def version(self, run: str, version: int) -> CampaignConfig:
@@ -207,19 +207,22 @@ def recount(connection: Connection, run: str) -> None:
         connection.execute(insert(strata), rows)
 
 
-def _current() -> Json:
-    same = (campaign_versions.c.run == campaigns.c.run) & (campaign_versions.c.version == campaigns.c.version)
-    columns = (campaigns.c.run, campaigns.c.id, campaigns.c.state, campaigns.c.version, campaign_versions.c.config)
-    return select(*columns).join(campaign_versions, same)
+_CURRENT = select(
+    *(campaigns.c.run, campaigns.c.id, campaigns.c.state, campaigns.c.version, campaign_versions.c.config)
+).join(
+    campaign_versions,
+    (campaign_versions.c.run == campaigns.c.run) & (campaign_versions.c.version == campaigns.c.version),
+)
+_BY_RUN, _BY_ID = (_CURRENT.where(column == bindparam("b_key")) for column in (campaigns.c.run, campaigns.c.id))
 
 
-def _find(connection: Connection, where: Json) -> Campaign | None:
-    row = connection.execute(_current().where(where)).mappings().first()
+def _find(connection: Connection, query: Json, key: str) -> Campaign | None:
+    row = connection.execute(query, {"b_key": key}).mappings().first()
     return _campaign(row) if row else None
 
 
-def _known(connection: Connection, where: Json) -> Campaign:
-    found = _find(connection, where)
+def _known(connection: Connection, query: Json, key: str) -> Campaign:
+    found = _find(connection, query, key)
     if found is None:
         raise MissingError("There is no such campaign.")
     return found

@@ -75,7 +75,7 @@ def connect(url: str = "", *, wait: float = _WAIT_SECONDS) -> Engine:
         engine = create_engine(
             parsed,
             json_serializer=partial(json.dumps, allow_nan=False),
-            pool_pre_ping=True,
+            pool_pre_ping=not sqlite,
             connect_args={"timeout": wait} if sqlite else {},
         )
     except ImportError as error:

@@ -9,17 +9,16 @@ from dataclasses import dataclass
 from itertools import combinations
 from statistics import median
 
-from sqlalchemy import Connection, Engine, Row, func, select
+from sqlalchemy import Connection, Engine, Row, select
 
-from prefloop.store import db
+from prefloop.store import db, queries
 from prefloop.store.assignment import Task
 from prefloop.store.clock import Clock
-from prefloop.store.tables import comparisons, judgments, strata, tasks
+from prefloop.store.tables import comparisons, judgments, tasks
 from prefloop.types import Json
 
 _DAY = 86400.0
 _RECENT_LABELS = 1000  # that a campaign's pace is measured on
-_RECENT_ANSWERS = 50  # that a labeler's is
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,12 +82,9 @@ class Progress:
         """One labeler. calibration: tasks of the practice round to report on; 0 where there is no feedback."""
         with db.transaction(self._engine, write=False) as connection:
             items, wanted, had = _totals(connection, run)
-            mine = (tasks.c.run == run) & (tasks.c.annotator == annotator)
-            kinds = select(tasks.c.kind, func.count()).where(mine, tasks.c.state == "done").group_by(tasks.c.kind)
-            done = dict(map(tuple, connection.execute(kinds).all()))
-            given = (judgments.c.run == run) & (judgments.c.annotator == annotator)
-            newest = select(judgments.c.server_seconds).where(given).order_by(judgments.c.number.desc())
-            seconds = connection.execute(newest.limit(_RECENT_ANSWERS)).scalars().all()
+            mine = {"b_run": run, "b_who": annotator}
+            done = dict(map(tuple, connection.execute(queries.DONE, mine).all()))
+            seconds = connection.execute(queries.SECONDS, mine).scalars().all()
             practice = _practice(connection, run, annotator, calibration)
             known = [_known(connection, row, annotator) for row in practice if row.kind == "gold"]
         took = [value for value in seconds if value is not None]
@@ -123,13 +119,15 @@ def agreement(known: Sequence[int], given: Sequence[int]) -> int:
 
 def _totals(connection: Connection, run: str) -> tuple[int, int, int]:
     """Items, labels wanted, labels had; what one stratum has too many makes up for no other's lack."""
-    rows = connection.execute(select(strata).where(strata.c.run == run)).all()
+    rows = connection.execute(queries.STRATA, {"b_run": run}).all()
     items, wanted = sum(row.items for row in rows), sum(row.needed for row in rows)
     return items, wanted, sum(min(row.counted, row.needed) for row in rows)
 
 
 def _practice(connection: Connection, run: str, annotator: str, count: int) -> list[Row[Json]]:
     """A labeler's first tasks, those of the practice round, as far as they are done."""
+    if not count:
+        return []
     columns = (tasks.c.number, tasks.c.id, tasks.c.run, tasks.c.comparison_id, tasks.c.kind, tasks.c.state)
     mine = (tasks.c.run == run) & (tasks.c.annotator == annotator)
     rows: list[Json] = []
