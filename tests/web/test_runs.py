@@ -131,3 +131,13 @@ def test_a_page_asks_for_what_came_after_its_last_step(reviewer: Visitor, server
         assert (found["state"], found["step"]) == ("running", 2001)
         points = found["series"]["kl/response"]
         assert 400 < len(points) <= 500 and points[-1] == [2000, 9.5]
+
+
+@pytest.mark.parametrize("odd", [{}, {"win_rate": 0.5}, {"win_rate": "much", "accuracy": None}, {"accuracy": [1]}])
+def test_a_result_without_its_figures_is_no_hindrance(reviewer: Visitor, server: Server, odd: dict[str, Any]) -> None:
+    for stage in ("evaluate", "reward"):
+        path = server.workspace.folder / "runs" / "first" / stage / "result.json"
+        known = {"seconds": 1.0, "checkpoint": "here"}
+        path.write_text(json.dumps(known | odd))
+    assert reviewer.get("/runs/first").status_code == 200
+    assert reviewer.get("/runs").status_code == 200
