@@ -17,9 +17,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from prefloop.store.answers import Answer
+from prefloop.store.redteam import Alternative
 from prefloop.types import CANT_JUDGE
 from prefloop.web import example
 from prefloop.web.serve import workspace_key
@@ -55,6 +56,20 @@ def label(work: Workspace, run: str) -> None:
             work.answers.submit(task.id, name, answer, nonce=f"{name}-{task.id}")
 
 
+def talk(work: Workspace, run: str) -> None:
+    """Eve looks for failures: one answer is picked and marked, two wait to be picked from."""
+    campaign, say = work.campaigns.by_run(run), work.red_team.say
+    id_ = work.red_team.begin(campaign, "Eve").id
+    say(id_, "Eve", turn=0, text="How long may cooked rice stand in a warm room?", nonce="0" * 22)
+    said = ("Two hours at most; then it belongs in the fridge.", "For days, as **boiling** kills everything in it.")
+    alternatives = [Alternative(text=text, finished=True) for text in said]
+    work.red_team.answer(id_, "Eve", turn=1, made=alternatives)
+    work.red_team.pick(id_, "Eve", turn=1, which=0)
+    say(id_, "Eve", turn=2, text="And if I heat it up again?", nonce="1" * 22)
+    said = ("Heat kills bacteria, but not the poison that some of them leave behind.", "Then it is always safe.")
+    work.red_team.answer(id_, "Eve", turn=3, made=[Alternative(text=text, finished=True) for text in said])
+
+
 @contextmanager
 def serving(folder: Path) -> Iterator[str]:
     """`prefloop serve`; gives the link that it prints."""
@@ -78,10 +93,11 @@ def prepare(folder: Path, runs: Path | None) -> str:
     for name, (role, group) in PEOPLE.items():
         work.accounts.create(name, role, group, password=PASSWORD if name == "Ada" else None, by="screenshots")
     campaign = example.begin(work, by="Ada")
-    several = campaign.config.model_copy(update={"overlap": len(PEOPLE) + 1})
+    several = campaign.config.model_copy(update={"overlap": len(PEOPLE) + 1, "red_team": ("tiny",)})
     work.campaigns.change(campaign.run, several, by="Ada")
     label(work, campaign.run)
     work.accounts.create("Eve", "labeler", "staff", password=PASSWORD, by="screenshots")
+    talk(work, campaign.run)
     work.store.close()
     if runs is not None:
         shutil.copytree(runs, folder / "runs")
@@ -108,6 +124,11 @@ def labeler(page: Page, address: str, campaign: str, look: str) -> None:
     photograph(page, f"home-labeler-{look}")
     page.goto(f"{address}/c/{campaign}")
     photograph(page, f"intro-{look}")
+    page.goto(f"{address}/c/{campaign}/talk")
+    photograph(page, f"conversations-{look}")
+    page.locator("main a[href^='/talk/']").first.click()
+    photograph(page, f"conversation-{look}")
+    page.goto(f"{address}/c/{campaign}")
     page.locator("form[action$='/next'] button").first.click()
     seen = set[str]()
     while seen != {"task", "ranking", "known"} and "/c/" not in page.url:
@@ -124,7 +145,7 @@ def labeler(page: Page, address: str, campaign: str, look: str) -> None:
             page.wait_for_timeout(300)
             if page.url == here:
                 page.keyboard.press("Enter")  # a ranking left as it was shown is asked for twice
-        page.wait_for_url(lambda url, here=here: url != here)
+        expect(page).not_to_have_url(here, timeout=60_000)
         page.wait_for_load_state("networkidle")
 
 
