@@ -186,12 +186,22 @@ class Pair:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Ranking:
+    """Leaves of one tree and the rank of each: 0 best, equal numbers tie."""
+
+    nodes: tuple[int, ...]
+    ranks: tuple[int, ...]
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Tree:
     """Token segments that share prefixes; parents stand before children, node 0 is the root (parent -1)."""
 
     id: str
     nodes: tuple[Node, ...]
     pairs: tuple[Pair, ...] = ()
+    rankings: tuple[Ranking, ...] = ()
     trajectory_id: str = ""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from prefloop.data.forest import ForestLayout, Totals, build_forest, leaf_nodes,
 from prefloop.engine.local import LocalLearner, LocalScorer
 from prefloop.models.load import LoadedModel
 from prefloop.models.tiny import FAMILIES, SLIDING_WINDOW, tiny_model, tiny_tokenizer
-from prefloop.types import Node, Pair, PrefloopError, Tree
+from prefloop.types import Node, Pair, PrefloopError, Ranking, Tree
 
 TOKENIZER = tiny_tokenizer()
 
@@ -196,6 +197,7 @@ def test_targets_sources_and_fields_by_hand() -> None:
             Node(parent=1, tokens=(7,), author="policy", fields={"weight": (2,), "advantages": (3,)}),
         ),
         pairs=(Pair(a=3, b=2, target=0.75, weight=2.0, margin=0.5),),
+        rankings=(Ranking(nodes=(3, 2), ranks=(0, 4)), Ranking(nodes=(2, 3), ranks=(1, 1), weight=0.5)),
     )
     forest = build_forest([tree])
     assert forest.tokens.tolist() == [1, 2, 3, 4, 5, 6, 7]
@@ -214,14 +216,19 @@ def test_targets_sources_and_fields_by_hand() -> None:
         [2.0],
         [0.5],
     ]
-    assert Totals.of([tree, tree]) == Totals(tokens=9.0, branches=4, pairs=4.0, trees=2)
+    found = build_forest([tree, tree]).rankings
+    assert found.branch.tolist() == [1, 0, 0, 1, 3, 2, 2, 3]
+    assert found.rank.tolist() == [0, 4, 1, 1] * 2
+    assert found.ranking.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert found.weight.tolist() == [1, 1, 0.5, 0.5] * 2
+    assert Totals.of([tree, tree]) == Totals(tokens=9.0, branches=4, pairs=4.0, rankings=3.0, trees=2)
     with pytest.raises(PrefloopError, match="'returns', which these trees do not carry"):
         forest.field("returns")
 
 
 def test_broken_trees_are_refused() -> None:
-    def tree(*nodes: Node, pairs: tuple[Pair, ...] = ()) -> Tree:
-        return Tree(id="odd", nodes=nodes, pairs=pairs)
+    def tree(*nodes: Node, **rest: Any) -> Tree:
+        return Tree(id="odd", nodes=nodes, **rest)
 
     root = Node(parent=-1, tokens=(1,), author="prompt")
     with pytest.raises(PrefloopError, match="'odd' has an empty node 1"):
@@ -232,6 +239,9 @@ def test_broken_trees_are_refused() -> None:
         build_forest([tree(Node(parent=0, tokens=(1,), author="prompt"))])
     with pytest.raises(ValueError, match="not a leaf"):
         build_forest([tree(root, Node(parent=0, tokens=(2,), author="policy"), pairs=(Pair(a=0, b=1),))])
+    ranked = (Ranking(nodes=(0, 1), ranks=(0, 1)),)
+    with pytest.raises(ValueError, match="a ranking names a node that is not a leaf"):
+        build_forest([tree(root, Node(parent=0, tokens=(2,), author="policy"), rankings=ranked)])
     with pytest.raises(ValueError, match="field weight of node 1 has 2 values for 1 tokens"):
         build_forest([tree(root, Node(parent=0, tokens=(2,), author="policy", fields={"weight": (1.0, 1.0)}))])
 

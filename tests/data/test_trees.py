@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from prefloop.data.chat import decode, encode_prompt, encode_text
 from prefloop.data.forest import build_forest
+from prefloop.data.heldout import as_pairs
 from prefloop.data.trees import Encoder, answer_tree, demonstration_trees, preference_trees, with_fields
 from prefloop.data.trees import given as context
 from prefloop.models.tiny import SPECIAL_TOKENS, tiny_tokenizer
@@ -207,6 +209,41 @@ def test_rankings_and_ties_become_pairs() -> None:
         ("b", "d", 1.0),
         ("c", "d", 1.0),
     ]
+    assert rankings(tree) == [({"b": 0, "a": 1, "c": 1, "d": 2}, 1.0)]
+
+
+def rankings(tree: Tree) -> list[tuple[dict[str, int], float]]:
+    name = [decode(TOKENIZER, node.tokens) for node in tree.nodes]
+    return [(dict(zip((name[n] for n in r.nodes), r.ranks, strict=True)), r.weight) for r in tree.rankings]
+
+
+def test_a_pair_is_a_ranking_and_a_soft_one_is_two() -> None:
+    a, b = answer("a"), answer("b")
+    made = [preference(a, b), preference(a, b, target=0.0, weight=3.0), preference(a, b, target=0.75, weight=2.0)]
+    (tree,) = preference_trees(made, ENCODER)
+    first, second = {"a": 0, "b": 1}, {"b": 0, "a": 1}
+    assert rankings(tree) == [(first, 1.0), (second, 3.0), (first, 1.5), (second, 0.5)]
+
+
+def test_an_answer_that_stands_in_a_ranking_twice_has_the_better_rank() -> None:
+    items = (answer("a"), answer("b"), answer("a", name="again"), answer("c"))
+    (tree,) = preference_trees([preference(*items, ranking=(3, 1, 0, 2)), preference(items[0], items[2])], ENCODER)
+    assert rankings(tree) == [({"a": 0, "b": 1, "c": 2}, 1.0)]
+
+
+@pytest.mark.parametrize("ways", [2, 4, 9])
+def test_ranked_answers_are_encoded_once_each(ways: int) -> None:
+    """K answers of L tokens to a prompt of P are P + K L tokens, however many people ranked them. Control: as pairs
+    apart they are K (K - 1) / 2 (P + 2 L)."""
+    asked = prompt(user("Rank these."))
+    items = tuple(answer(f"answer {i}") for i in range(ways))
+    made = [Preference(prompt=asked, items=items, ranking=tuple(range(ways)), weight=0.5) for _ in range(2)]
+    trees = preference_trees(made, ENCODER)
+    one, length = len(encode_prompt(TOKENIZER, asked.messages)), len("answer 0") + 1
+    assert len(trees) == 1 and len(trees[0].pairs) == ways * (ways - 1) and len(trees[0].rankings) == 2
+    assert len(build_forest(trees).tokens) == one + ways * length
+    apart = [dataclasses.replace(pair, group=str(i)) for i, pair in enumerate(as_pairs(made[0]))]
+    assert len(build_forest(preference_trees(apart, ENCODER)).tokens) == ways * (ways - 1) // 2 * (one + 2 * length)
 
 
 def test_empty_and_identical_answers() -> None:

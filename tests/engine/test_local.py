@@ -16,13 +16,13 @@ from torch import Tensor
 from prefloop.configs.shared import EngineConfig, LoraConfig, OptimConfig
 from prefloop.data.forest import build_forest, pack
 from prefloop.engine.build import build_learner
-from prefloop.engine.local import LocalLearner, LocalScorer
+from prefloop.engine.local import LocalLearner, LocalScorer, Pooling
 from prefloop.models.checkpoint import load_training
 from prefloop.models.heads import reward_head, value_head
 from prefloop.models.layers import layer_of, layers_of
 from prefloop.models.load import LoadedModel, load_model
 from prefloop.models.tiny import FAMILIES, tiny_model, tiny_tokenizer
-from prefloop.types import Checkpoint, Node, Pair, PrefloopError, Tree
+from prefloop.types import Checkpoint, Node, Pair, PrefloopError, Ranking, Tree
 
 TOKENIZER = tiny_tokenizer()
 ENGINE = EngineConfig(dtype="fp32", threads=1, token_budget=60)
@@ -62,7 +62,8 @@ def make_pairs() -> list[Tree]:
         for node in tree.nodes[1:]:
             columns = {name: tuple(chance.uniform(-3, 0) for _ in node.tokens) for name in names}
             nodes.append(dataclasses.replace(node, fields={**node.fields, **columns}))
-        made.append(dataclasses.replace(tree, nodes=tuple(nodes), pairs=(Pair(a=1, b=2),)))
+        rankings = (Ranking(nodes=(2, 1), ranks=(0, 1), weight=0.5),)
+        made.append(dataclasses.replace(tree, nodes=tuple(nodes), pairs=(Pair(a=1, b=2),), rankings=rankings))
     return made
 
 
@@ -316,8 +317,8 @@ def test_readings_find_their_nodes() -> None:
     assert scorer.forward([], {"logprobs"}) == []
 
 
-@pytest.mark.parametrize("pooling", ["last", "mean"])
-def test_scores_and_values_are_the_heads_of_the_right_states(pooling: Literal["last", "mean"]) -> None:
+@pytest.mark.parametrize("pooling", ["last", "mean", 1, 3])
+def test_scores_and_values_are_the_heads_of_the_right_states(pooling: Pooling) -> None:
     trees, head = make_trees(count=5), reward_head(16, 0)
     scorer = LocalScorer(loaded(), token_budget=60, head=head, pooling=pooling)
     readings = scorer.forward(trees, {"scores", "values"})
@@ -329,11 +330,23 @@ def test_scores_and_values_are_the_heads_of_the_right_states(pooling: Literal["l
                 states = scorer.hidden(build_forest([alone]), [])
             live = torch.tensor(tree.nodes[node].fields["weight"]) != 0
             root = len(tree.nodes[0].tokens)
-            pooled = states[-1] if pooling == "last" else states[root:][live].mean(0)
+            last = len(states) if pooling == "mean" else 1 if pooling == "last" else pooling
+            kept = live.clone()
+            kept[:-last] = False
+            pooled = states[-1] if pooling == "last" else states[root:][kept].mean(0) if kept.any() else states[0] * 0
             expected = float(pooled @ head.weight.detach() + head.bias.detach())
             assert reading.scores[node] == pytest.approx(expected, abs=1e-4)
             before = states[root - 1 : -1] @ head.weight.detach() + head.bias.detach()
             np.testing.assert_allclose(reading.values[node], (before * live).numpy(), atol=1e-4)
+
+
+def test_the_last_token_is_the_last_one_and_all_are_the_mean() -> None:
+    trees = [dataclasses.replace(t, nodes=t.nodes[:2]) for t in make_trees(count=5)]
+    known: list[Pooling] = ["last", 1, "mean", 99, 2]
+    found = [LocalScorer(loaded(), token_budget=60, head=reward_head(16, 0), pooling=p) for p in known]
+    last, one, mean, all_, two = ([r.scores[1] for r in s.forward(trees, {"scores"})] for s in found)
+    assert last == pytest.approx(one, abs=1e-6) and mean == pytest.approx(all_, abs=1e-6)
+    assert two != pytest.approx(last, abs=1e-3) and two != pytest.approx(mean, abs=1e-3)
 
 
 def test_a_value_head_starts_at_zero_and_a_model_without_head_says_so() -> None:
@@ -402,12 +415,15 @@ def large_tree(first_turn: bool) -> Tree:
         node(2, 18),
     )
     pairs = (Pair(a=3, b=6), Pair(a=5, b=4, target=0.25, weight=2.0), Pair(a=6, b=5, margin=0.5))
-    return Tree(id="large", nodes=nodes, pairs=pairs)
+    rankings = (Ranking(nodes=(3, 6, 4, 5), ranks=(1, 0, 2, 1)), Ranking(nodes=(5, 6), ranks=(1, 0), weight=0.5))
+    return Tree(id="large", nodes=nodes, pairs=pairs, rankings=rankings)
 
 
 LARGE: list[tuple[str, dict[str, float]]] = [
     ("sft", {}),
-    ("bradley_terry", {}),
+    ("bradley_terry", {"label_smoothing": 0.1, "centre": 0.01}),
+    ("bradley_terry", {"floor": 0.1}),
+    ("plackett_luce", {"centre": 0.01}),
     ("dpo", {"beta": 0.1}),
     ("ppo", {"clip": 0.2, "value_clip": 0.2, "value_coef": 0.5}),
     ("grpo", {"clip": 0.2, "kl_coef": 0.1}),

@@ -16,23 +16,35 @@ from prefloop.data.trees import with_fields
 from prefloop.engine.build import build_learner
 from prefloop.engine.cache import Reading, Store
 from prefloop.engine.decode import Decoder
-from prefloop.engine.objectives import LossOut, Outputs, bradley_terry, dpo, grpo, ppo, resolve_loss, rloo, sft
+from prefloop.engine.objectives import (
+    LossOut,
+    Outputs,
+    bradley_terry,
+    dpo,
+    grpo,
+    plackett_luce,
+    ppo,
+    resolve_loss,
+    rloo,
+    sft,
+)
 from prefloop.models.heads import value_head
 from prefloop.models.load import LoadedModel
 from prefloop.models.tiny import tiny_model, tiny_tokenizer
-from prefloop.types import Node, Pair, PrefloopError, Tree
+from prefloop.types import Node, Pair, PrefloopError, Ranking, Tree
 
 
 def answer(*tokens: int, **fields: tuple[float, ...]) -> Node:
     return Node(parent=0, tokens=tokens, author="policy", fields={"weight": (1.0,) * len(tokens), **fields})
 
 
-def tree(*answers: Node, pairs: tuple[Pair, ...] = ()) -> Tree:
-    return Tree(id="t", nodes=(Node(parent=-1, tokens=(1, 2, 3), author="prompt"), *answers), pairs=pairs)
+def tree(*answers: Node, pairs: tuple[Pair, ...] = (), rankings: tuple[Ranking, ...] = ()) -> Tree:
+    nodes = (Node(parent=-1, tokens=(1, 2, 3), author="prompt"), *answers)
+    return Tree(id="t", nodes=nodes, pairs=pairs, rankings=rankings)
 
 
 def test_losses_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    known = {"bradley_terry": {"scores"}, "ppo": {"logprobs", "values"}}
+    known = {"bradley_terry": {"scores"}, "plackett_luce": {"scores"}, "ppo": {"logprobs", "values"}}
     for name, reads in (known | {key: {"logprobs"} for key in ("sft", "dpo", "grpo", "rloo")}).items():
         assert resolve_loss(name)[1] == reads
     (tmp_path / "own_losses.py").write_text(
@@ -57,9 +69,8 @@ def test_losses_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize("name", ["odpo", "", "nowhere_at_all:loss", "prefloop.ops.losses:nothing", "./x:y"])
 def test_an_unknown_loss_is_a_plain_error(name: str) -> None:
-    with pytest.raises(
-        PrefloopError, match=r"Unknown loss .*take one of sft, bradley_terry, dpo, .* or 'module:function'"
-    ):
+    known = "sft, bradley_terry, plackett_luce, dpo, grpo, rloo, ppo"
+    with pytest.raises(PrefloopError, match=f"Unknown loss .*take one of {known} or 'module:function'"):
         resolve_loss(name)
 
 
@@ -88,6 +99,46 @@ def test_bradley_terry_and_its_accuracy() -> None:
     assert float(out.metrics["accuracy/train"]) == pytest.approx((1 + 0 + 0.5 + 2) / 5)
     equal = bradley_terry(Outputs(scores=torch.zeros(3)), build_forest([made]), Totals.of([made]))
     assert float(equal.loss) == pytest.approx(math.log(2), rel=1e-6)
+
+
+def test_smoothing_floor_and_centring_by_hand() -> None:
+    """Leads log 3 and log 7, so that P is 3/4 and 1/8 of what was preferred."""
+    pairs = (Pair(a=1, b=2, weight=3.0), Pair(a=3, b=1))
+    made, a = tree(answer(4), answer(5), answer(6), pairs=pairs), math.log(3)
+    scores = torch.tensor([a, 0.0, a - math.log(7)])
+    about = Outputs(scores=scores), build_forest([made]), Totals.of([made])
+    smooth = (3 * (0.8 * math.log(0.75) + 0.2 * math.log(0.25)) + 0.8 * math.log(1 / 8) + 0.2 * math.log(7 / 8)) / -4
+    assert float(bradley_terry(*about, label_smoothing=0.2).loss) == pytest.approx(smooth, rel=1e-6)
+    floored = -(3 * math.log(0.9 * 0.75 + 0.05) + math.log(0.9 / 8 + 0.05)) / 4
+    out = bradley_terry(*about, floor=0.1, centre=0.01)
+    penalty = (3 * a**2 + (2 * a - math.log(7)) ** 2) / 4
+    assert float(out.metrics["centre/train"]) == pytest.approx(penalty, rel=1e-6)
+    assert float(out.loss) == float(out.metrics["loss/train"]) == pytest.approx(floored + 0.01 * penalty, rel=1e-6)
+    assert float(out.metrics["accuracy/train"]) == 0.75
+    scores.requires_grad_()
+    for coef, mean_grad in ((0.0, 0.0), (0.01, 0.01 * (3 * 4 * a + 4 * (2 * a - math.log(7))) / 4)):
+        (grad,) = torch.autograd.grad(bradley_terry(*about, centre=coef).loss, scores)
+        assert float(grad.sum()) == pytest.approx(mean_grad, abs=1e-6)
+
+
+def test_plackett_luce_by_hand_and_of_pairs() -> None:
+    scores = torch.tensor([1.0, 2.0, 4.0]).log()
+    pairs = (Pair(a=1, b=2), Pair(a=1, b=3, target=0.0), Pair(a=2, b=3, target=0.0))
+    rankings = (Ranking(nodes=(3, 1, 2), ranks=(0, 1, 2)), Ranking(nodes=(2, 3), ranks=(0, 1), weight=3.0))
+    made = tree(answer(4), answer(5), answer(6), pairs=pairs, rankings=rankings)
+    out = plackett_luce(Outputs(scores=scores), build_forest([made]), Totals.of([made]), centre=0.5)
+    likelihood = -(math.log(4 / 7 * 1 / 3) + 3 * math.log(2 / 6)) / 4
+    penalty = (math.log(2) ** 2 + math.log(4) ** 2 + math.log(8) ** 2) / 3
+    assert float(out.loss) == pytest.approx(likelihood + 0.5 * penalty, rel=1e-6)
+    assert float(out.metrics["accuracy/train"]) == pytest.approx(2 / 3)
+    soft = tree(
+        answer(4),
+        answer(5),
+        pairs=(Pair(a=1, b=2, target=0.75),),
+        rankings=(Ranking(nodes=(1, 2), ranks=(0, 1), weight=0.75), Ranking(nodes=(2, 1), ranks=(0, 1), weight=0.25)),
+    )
+    about = Outputs(scores=scores[:2]), build_forest([soft]), Totals.of([soft])
+    assert float(plackett_luce(*about).loss) == pytest.approx(float(bradley_terry(*about).loss), rel=1e-6)
 
 
 def test_dpo_by_hand() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from prefloop.configs.collect import CollectConfig, LabelConfig
 from prefloop.configs.direct import DirectConfig
@@ -19,7 +20,7 @@ from prefloop.configs.evaluate import EvaluateConfig
 from prefloop.configs.group import GroupConfig
 from prefloop.configs.pipeline import RecipeConfig
 from prefloop.configs.ppo import PPOConfig
-from prefloop.configs.reward import RewardConfig
+from prefloop.configs.reward import EarlyStopConfig, RewardConfig
 from prefloop.configs.rollout import KLConfig
 from prefloop.configs.sft import SFTConfig
 from prefloop.configs.shared import EngineConfig, LoraConfig, OptimConfig
@@ -30,11 +31,12 @@ from prefloop.engine.build import build_encoder, build_learner, build_scorer, lo
 from prefloop.engine.reference import with_reference
 from prefloop.engine.schedule import derived_seed
 from prefloop.evals.report import build_report
-from prefloop.models.checkpoint import read_checkpoint
+from prefloop.models.checkpoint import load_head, read_checkpoint
 from prefloop.models.heads import reward_head
 from prefloop.models.load import LoadedModel
 from prefloop.models.tiny import tiny_model, tiny_tokenizer
 from prefloop.rewards.learned import LearnedReward
+from prefloop.run import Run
 from prefloop.stages import collect, direct, evaluate, group, label, pipeline, ppo, reward, rollouts, sft
 from prefloop.types import (
     Completion,
@@ -255,10 +257,23 @@ def marked_config(out: str, **rest: Any) -> RewardConfig:
     return RewardConfig(out=out, model="tiny", preferences="marked.jsonl", **settings)
 
 
-@pytest.mark.parametrize("pooling", ["last", "mean"])
-def test_a_reward_model_learns_a_preference(pooling: str) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"pooling": "mean"},
+        {"pooling": "last_k", "pooling_k": 3},
+        {"loss": "plackett_luce"},
+        {"label_smoothing": 0.1, "centre": 0.01},
+        {"random_floor": 0.1},
+    ],
+    ids=lambda options: "-".join(options) or "plain",
+)
+def test_a_reward_model_learns_a_preference(options: dict[str, Any]) -> None:
     write_marked_preferences(160)
-    result = reward.run(marked_config("rm", pooling=pooling))
+    result = reward.run(marked_config("rm", **options))
+    pooling = read_checkpoint("rm/checkpoint").details["pooling"]
+    assert pooling == options.get("pooling_k", options.get("pooling", "last"))
     assert result["pairs_heldout"] == 64 and result["pairs_train"] == 96
     assert result["accuracy"] > 0.7
     rows = metrics("rm")
@@ -301,6 +316,138 @@ def test_a_reward_model_learns_nothing_from_shuffled_labels() -> None:
     write_marked_preferences(160)
     found = [reward.run(marked_config(f"s{i}", shuffle_labels=True, seed=i, epochs=1))["accuracy"] for i in range(5)]
     assert 0.3 < sum(found) / len(found) < 0.7
+
+
+def test_of_pairs_plackett_luce_is_bradley_terry_and_what_is_off_changes_nothing() -> None:
+    write_marked_preferences(20)
+    off = {"label_smoothing": 0.0, "random_floor": 0.0, "centre": 0.0, "margins": False}
+    runs = {"plain": {}, "ranked": {"loss": "plackett_luce"}, "off": off, "on": off | {"label_smoothing": 0.2}}
+    for out, options in runs.items():
+        reward.run(marked_config(out, epochs=1, **options))
+    plain, ranked, without, smoothed = ([row["loss/train"] for row in metrics(out)] for out in runs)
+    assert ranked == pytest.approx(plain, rel=1e-4) and without == plain != smoothed
+
+
+def write_ranked(count: int) -> None:
+    """Four words a prompt, ranked by how many Qs they have, by two people."""
+    chance, made = random.Random(1), []
+    for index in range(count):
+        marks = chance.sample(range(4), 4)
+        words = ["".join(chance.sample("Q" * 2 * m + "abcdefgh"[: 8 - 2 * m], 8)) for m in marks]
+        items = tuple(answer(f"{word}{i}") for i, word in enumerate(words))
+        ranking = tuple(3 - m for m in marks)
+        made += [Preference(prompt=asked(index, "train"), items=items, ranking=ranking, weight=0.5)] * 2
+    write_jsonl("marked.jsonl", made)
+
+
+def test_a_reward_model_learns_from_rankings_and_not_from_reversed_halves() -> None:
+    write_ranked(40)
+    result = reward.run(marked_config("rm", loss="plackett_luce", epochs=2))
+    assert result["accuracy"] > 0.8 and result["pairs_train"] == 2 * 6 * 24
+    options: dict[str, Any] = {"loss": "plackett_luce", "shuffle_labels": True}
+    wrong = [reward.run(marked_config(f"s{i}", seed=i, epochs=2, **options))["accuracy"] for i in range(3)]
+    assert 0.25 < sum(wrong) / len(wrong) < 0.75
+
+
+def test_centring_draws_the_mean_of_raw_scores_to_0() -> None:
+    write_marked_preferences(80)
+    means = []
+    for out, coef in (("free", 0.0), ("centred", 0.1)):
+        result = reward.run(marked_config(out, centre=coef))
+        means.append(abs(result["bias"] / result["gain"]))
+    assert means[1] < 0.5 * means[0]
+
+
+def test_margins_are_used_or_ignored_and_never_lost() -> None:
+    write_marked_preferences(20)
+    plain = read_preferences("marked.jsonl")
+    config = {"epochs": 1, "optim": OptimConfig(lr=1e-9, head_lr=1e-9)}
+    reward.run(marked_config("plain", **config))
+    write_jsonl("marked.jsonl", [dataclasses.replace(p, margin=1.0) for p in plain])
+    for out, options in (("used", {}), ("ignored", {"margins": False})):
+        reward.run(marked_config(out, **config, **options))
+    losses = {out: [row["loss/train"] for row in metrics(out)] for out in ("plain", "used", "ignored")}
+    assert losses["ignored"] == losses["plain"]
+    assert all(0.2 < used - bare < 1 for used, bare in zip(losses["used"], losses["plain"], strict=True))
+    with pytest.raises(PrefloopError, match=r"carry margins, which plackett_luce cannot use; set reward\.margins"):
+        reward.run(marked_config("ranked", loss="plackett_luce"))
+    reward.run(marked_config("bare", loss="plackett_luce", margins=False, **config))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"loss": "plackett_luce", "label_smoothing": 0.1}, "are of pairs; leave both at 0"),
+        ({"loss": "plackett_luce", "random_floor": 0.1}, "are of pairs; leave both at 0"),
+        ({"random_floor": 0.1, "label_smoothing": 0.1}, "leave one of them at 0"),
+        ({"pooling": "last_k"}, "needs a pooling_k above 0"),
+        ({"pooling": "mean", "pooling_k": 2}, "the others need 0"),
+        ({"label_smoothing": 0.5}, "less than 0.5"),
+        ({"loss": "listwise"}, "'bradley_terry' or 'plackett_luce'"),
+    ],
+)
+def test_a_reward_models_options_that_do_not_go_together(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        marked_config("rm", **options)
+
+
+def stopping(out: str, every: int = 2, patience: int = 2, **rest: Any) -> RewardConfig:
+    """At a high rate, so that on wrong labels the held-out loss turns."""
+    optim = OptimConfig(lr=1e-2, head_lr=1e-2, decay=False)
+    early = EarlyStopConfig(every=every, patience=patience)
+    return marked_config(out, **{"epochs": 12, "batch": 12, "optim": optim, "early_stop": early, **rest})
+
+
+def heldout_losses(out: str) -> dict[int, float]:
+    return {row["step"]: row["loss/heldout"] for row in metrics(out) if "loss/heldout" in row}
+
+
+def test_training_stops_on_the_held_out_loss_and_keeps_the_best() -> None:
+    write_marked_preferences(60)
+    result = reward.run(stopping("rm", shuffle_labels=True))
+    losses = heldout_losses("rm")
+    best = min(losses, key=lambda step: losses[step])
+    assert list(losses) == list(range(1, best + 5, 2)) and len(metrics("rm")) < 36
+    assert (result["updates"], result["loss_heldout"]) == (best + 1, losses[best])
+    assert read_checkpoint("rm/checkpoint").step == best + 1 and not Path("rm/best").exists()
+    leads = [(row["score_a"] - row["score_b"]) / result["gain"] * (2 * row["target"] - 1) for row in samples("rm")]
+    assert np.mean(np.log1p(np.exp(-np.array(leads)))) == pytest.approx(losses[best], rel=1e-3)
+    assert losses[best] < list(losses.values())[-1] - 1e-3
+
+
+def test_without_a_turn_all_passes_are_made() -> None:
+    write_marked_preferences(60)
+    result = reward.run(stopping("rm", every=5, patience=9, epochs=2))
+    assert list(heldout_losses("rm")) == [4, 5] and len(metrics("rm")) == 6
+    assert "updates" not in reward.run(stopping("plain", epochs=2, early_stop=None)) and result["updates"] in (5, 6)
+
+
+def test_an_interrupted_reward_run_continues_the_same_numbers_and_keeps_the_same_best(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    write_marked_preferences(60)
+    whole = reward.run(stopping("whole", shuffle_labels=True, save_every=3))
+    log = Run.log
+
+    def stopped_at(step: int) -> Any:
+        def logged(run: Run, at: int, values: Mapping[str, float]) -> None:
+            log(run, at, values)
+            if at == step:
+                raise KeyboardInterrupt
+
+        return logged
+
+    for step in (2, len(metrics("whole")) - 1):
+        monkeypatch.setattr(Run, "log", stopped_at(step))
+        with pytest.raises(KeyboardInterrupt):
+            reward.run(stopping("broken", shuffle_labels=True, save_every=3))
+    monkeypatch.setattr(Run, "log", log)
+    again = reward.run(stopping("broken", shuffle_labels=True, save_every=3))
+    rows = [[{k: v for k, v in row.items() if "time/" not in k} for row in metrics(o)] for o in ("whole", "broken")]
+    assert rows[0] == rows[1]
+    names = whole.keys() - {"checkpoint", "seconds"}
+    assert {n: whole[n] for n in names} == {n: again[n] for n in names}
+    assert load_head("whole/checkpoint").weight.tolist() == load_head("broken/checkpoint").weight.tolist()
 
 
 def test_labels_are_shuffled_in_training_only() -> None:

@@ -1,14 +1,24 @@
 """Reward-model training."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from prefloop.configs.shared import Config, EngineConfig, LoraConfig, OptimConfig
 
 
+class EarlyStopConfig(Config):
+    """End training when the held-out loss no longer falls, and keep the weights where it was lowest. The held-out
+    comparisons then chose the weights that they measure."""
+
+    every: int = Field(default=20, ge=1)
+    """Updates between measurements of the held-out loss."""
+    patience: int = Field(default=3, ge=1)
+    """Measurements in a row without a lower loss that end training."""
+
+
 class RewardConfig(Config):
-    """Fit a Bradley-Terry reward model on comparisons."""
+    """Fit a reward model on comparisons."""
 
     out: str
     """Run folder."""
@@ -20,8 +30,22 @@ class RewardConfig(Config):
     """Passes over the comparisons; more than one overfits (Ouyang et al. 2022)."""
     batch: int = Field(default=8, ge=1)
     """Prompt groups per update; all pairs of a prompt are one element."""
-    pooling: Literal["last", "mean"] = "last"
-    """What of the response the head reads: the last token's state, or the mean of all."""
+    loss: Literal["bradley_terry", "plackett_luce"] = "bradley_terry"
+    """Likelihood of every pair, or of whole rankings (a pair is a ranking of two)."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
+    """Probability that a label names the wrong answer; scores' differences then stay bounded."""
+    random_floor: float = Field(default=0.0, ge=0, lt=1)
+    """Probability that a label is a random answer, which bounds a pair's loss (0.1 in Christiano et al. 2017)."""
+    centre: float = Field(default=0.0, ge=0)
+    """Coefficient of the squared sum of a pair's scores: draws their mean to 0 (0.01 in Eisenstein et al. 2023)."""
+    margins: bool = True
+    """Use the margins that comparisons carry (collect them with label.margins); false ignores them."""
+    pooling: Literal["last", "mean", "last_k"] = "last"
+    """What of the response the head reads: the last token's state, the mean of all, or of the last pooling_k."""
+    pooling_k: int = Field(default=0, ge=0)
+    """Tokens whose mean last_k takes, fewer where an answer is shorter; 0 with the others."""
+    early_stop: EarlyStopConfig | None = None
+    """Stop on the held-out loss; "none" makes all passes and keeps the last weights."""
     optim: OptimConfig = OptimConfig(lr=2e-5)
     """Optimizer."""
     lora: LoraConfig | None = None
@@ -39,3 +63,13 @@ class RewardConfig(Config):
     """Updates between checkpoints."""
     seed: int = 0
     """Seed of head and data order."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.loss == "plackett_luce" and (self.label_smoothing or self.random_floor):
+            raise ValueError("label_smoothing and random_floor are of pairs; leave both at 0 with 'plackett_luce'")
+        if self.label_smoothing and self.random_floor:
+            raise ValueError("label_smoothing and random_floor both allow for wrong labels; leave one of them at 0")
+        if (self.pooling == "last_k") != (self.pooling_k > 0):
+            raise ValueError("pooling 'last_k' needs a pooling_k above 0, and the others need 0; change one of them")
+        return self

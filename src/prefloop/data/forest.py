@@ -98,6 +98,17 @@ class PairIndex:
 
 
 @dataclass(frozen=True, slots=True)
+class RankIndex:
+    """Places of branches in rankings: index into the forest's branches, rank (0 best), number of the ranking and its
+    weight. All [M]."""
+
+    branch: Tensor
+    rank: Tensor
+    ranking: Tensor
+    weight: Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class Span:
     """Where a node's read tokens stand among the R tokens that the forest reads."""
 
@@ -109,7 +120,7 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Some branches of a tree; its node i is the tree's node nodes[i]. Pairs stay with the tree."""
+    """Some branches of a tree; its node i is the tree's node nodes[i]. Pairs and rankings stay with the tree."""
 
     tree: Tree
     nodes: tuple[int, ...]
@@ -128,6 +139,7 @@ class Forest:
     leaves: Tensor  # [B] row of each branch's last token
     fields: Mapping[str, Tensor]  # each [R] fp32
     pairs: PairIndex
+    rankings: RankIndex
     spans: tuple[Span, ...]
     branches: tuple[tuple[int, int], ...]  # (tree, node) of each branch
 
@@ -151,13 +163,19 @@ class Totals:
     tokens: float
     branches: int
     pairs: float
+    rankings: float
     trees: int
 
     @staticmethod
     def of(trees: Sequence[Tree]) -> Totals:
         weights = sum(abs(w) for tree in trees for node in tree.nodes for w in node.fields.get("weight", ()))
-        pairs = sum(pair.weight for tree in trees for pair in tree.pairs)
-        return Totals(tokens=weights, branches=sum(len(leaf_nodes(t)) for t in trees), pairs=pairs, trees=len(trees))
+        return Totals(
+            tokens=weights,
+            branches=sum(len(leaf_nodes(tree)) for tree in trees),
+            pairs=sum(pair.weight for tree in trees for pair in tree.pairs),
+            rankings=sum(ranking.weight for tree in trees for ranking in tree.rankings),
+            trees=len(trees),
+        )
 
 
 def leaf_nodes(tree: Tree) -> list[int]:
@@ -230,7 +248,7 @@ def pieces(tree: Tree, token_budget: int) -> list[Piece]:
             fields = {} if index in read else node.fields
             nodes.append(replace(node, parent=place.get(node.parent, -1), fields=fields))
         read |= set(members)
-        found.append(Piece(replace(tree, nodes=tuple(nodes), pairs=()), tuple(members)))
+        found.append(Piece(replace(tree, nodes=tuple(nodes), pairs=(), rankings=()), tuple(members)))
     return found
 
 
@@ -256,6 +274,8 @@ class _Rows:
         self.leaves: list[int] = []
         self.columns: list[tuple[int, Mapping[str, tuple[float, ...]], list[int]]] = []
         self.pairs: list[tuple[int, int, float, float, float]] = []
+        self.ranked: list[tuple[int, int, int, float]] = []
+        self.rankings = 0
         self.spans: list[Span] = []
         self.branches: list[tuple[int, int]] = []
 
@@ -291,6 +311,12 @@ class _Rows:
             if pair.a not in branch or pair.b not in branch:
                 raise ValueError(f"tree {tree.id}: a pair names a node that is not a leaf")
             self.pairs.append((branch[pair.a], branch[pair.b], pair.target, pair.weight, pair.margin))
+        for ranking in tree.rankings:
+            if not branch.keys() >= set(ranking.nodes):
+                raise ValueError(f"tree {tree.id}: a ranking names a node that is not a leaf")
+            for node_index, rank in zip(ranking.nodes, ranking.ranks, strict=True):
+                self.ranked.append((branch[node_index], rank, self.rankings, ranking.weight))
+            self.rankings += 1
 
     def _cut(self, node: int) -> Iterator[Rows]:
         """A node's rows in equal parts, each with all that it sees; ranges that touch are one."""
@@ -336,6 +362,8 @@ class _Rows:
         layout = ForestLayout(tuple(self.blocks), positions, ints(self.nodes), visible.to(device))
         columns = list(zip(*self.pairs, strict=True)) or [(), (), (), (), ()]
         numbers = [torch.tensor(c, dtype=torch.float32, device=device) for c in columns[2:]]
+        leaf, rank, ranking, weight = list(zip(*self.ranked, strict=True)) or [(), (), (), ()]
+        weights = torch.tensor(weight, dtype=torch.float32, device=device)
         return Forest(
             tokens=ints(self.tokens),
             positions=positions,
@@ -346,6 +374,7 @@ class _Rows:
             leaves=ints(self.leaves),
             fields=self._fields(device),
             pairs=PairIndex(ints(columns[0]), ints(columns[1]), *numbers),
+            rankings=RankIndex(ints(leaf), ints(rank), ints(ranking), weights),
             spans=tuple(self.spans),
             branches=tuple(self.branches),
         )

@@ -6,7 +6,18 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from prefloop.data.chat import Tokenizer, decode, encode_prompt, encode_text
-from prefloop.types import Author, Completion, Demonstration, Node, Pair, Preference, PrefloopError, Prompt, Tree
+from prefloop.types import (
+    Author,
+    Completion,
+    Demonstration,
+    Node,
+    Pair,
+    Preference,
+    PrefloopError,
+    Prompt,
+    Ranking,
+    Tree,
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -105,10 +116,11 @@ def answer_tree(prompt: Prompt, completions: Sequence[Completion], encoder: Enco
 
 
 def preference_trees(preferences: Sequence[Preference], encoder: Encoder) -> list[Tree]:
-    """One tree for each group of preferences over one prompt, each answer standing in it once; a ranking becomes all
-    its ordered pairs, ties with target 0.5.
+    """One tree for each group of preferences over one prompt, each answer standing in it once. Each preference becomes
+    pairs (of a ranking all, ties with target 0.5) and rankings (of a soft target both, weighted by it).
 
-    Empty answers are kept as a lone stop token; identical answers share a branch, and a pair of them is dropped.
+    Empty answers are kept as a lone stop token; identical answers share a branch, at the better of their ranks in a
+    ranking, and a pair of them is dropped.
     """
     groups: dict[str, list[Preference]] = {}
     for preference in preferences:
@@ -123,12 +135,17 @@ def preference_trees(preferences: Sequence[Preference], encoder: Encoder) -> lis
 def _preference_tree(name: str, group: Sequence[Preference], encoder: Encoder) -> Tree:
     branches: dict[tuple[int, ...], Completion] = {}
     pairs: list[tuple[tuple[int, ...], tuple[int, ...], float, float, float]] = []
+    rankings: list[tuple[dict[tuple[int, ...], int], float]] = []
     for preference in group:
         tokens = [encoder.response(item) or (encoder.stop,) for item in preference.items]
         branches.update(zip(tokens, preference.items, strict=True))
         for a, b, target in ordered_pairs(preference):
             if tokens[a] != tokens[b]:
                 pairs.append((tokens[a], tokens[b], target, preference.weight, preference.margin))
+        for ranks, share in whole_rankings(preference):
+            ranked = {answer: rank for rank, answer in sorted(zip(ranks, tokens, strict=True), reverse=True)}
+            if len(ranked) > 1:
+                rankings.append((ranked, share * preference.weight))
     if any(preference.prompt.messages != group[0].prompt.messages for preference in group):
         raise PrefloopError(
             f"Preferences of group {name!r} answer different prompts; give each prompt an id and a group of its own."
@@ -145,7 +162,11 @@ def _preference_tree(name: str, group: Sequence[Preference], encoder: Encoder) -
         Pair(a=1 + order.index(a), b=1 + order.index(b), target=target, weight=weight, margin=margin)
         for a, b, target, weight, margin in pairs
     )
-    return Tree(id=name, nodes=nodes, pairs=made, trajectory_id=name)
+    full = tuple(
+        Ranking(nodes=tuple(1 + order.index(a) for a in ranked), ranks=tuple(ranked.values()), weight=weight)
+        for ranked, weight in rankings
+    )
+    return Tree(id=name, nodes=nodes, pairs=made, rankings=full, trajectory_id=name)
 
 
 def ordered_pairs(preference: Preference) -> list[tuple[int, int, float]]:
@@ -155,6 +176,14 @@ def ordered_pairs(preference: Preference) -> list[tuple[int, int, float]]:
     ranks = preference.ranking
     pairs = [(i, j) for i in range(len(ranks)) for j in range(i + 1, len(ranks))]
     return [(i, j, 0.5 if ranks[i] == ranks[j] else float(ranks[i] < ranks[j])) for i, j in pairs]
+
+
+def whole_rankings(preference: Preference) -> list[tuple[tuple[int, ...], float]]:
+    """(rank of each item, share of the weight) of each ranking that a preference holds: a soft target holds two."""
+    if preference.ranking is not None:
+        return [(preference.ranking, 1.0)]
+    ((_, _, target),) = ordered_pairs(preference)
+    return [(ranks, share) for ranks, share in (((0, 1), target), ((1, 0), 1 - target)) if share > 0]
 
 
 def with_fields(tree: Tree, fields: Mapping[int, Mapping[str, Sequence[float]]]) -> Tree:

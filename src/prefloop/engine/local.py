@@ -27,7 +27,7 @@ from prefloop.models.norms import fuse_norms
 from prefloop.ops.logprobs import Compared, compared_logprobs, token_logprobs
 from prefloop.types import Checkpoint, PrefloopError, Tree
 
-Pooling = Literal["last", "mean"]
+Pooling = Literal["last", "mean"] | int  # of a response's states: the last, the mean of all, or of the last so many
 
 
 class LocalScorer:
@@ -93,6 +93,8 @@ class LocalScorer:
             return states[forest.leaves]
         pooled = torch.zeros(len(forest.leaves), states.shape[1], device=states.device)
         of_leaf = forest.branch_of >= 0
+        if self.pooling != "mean":
+            of_leaf &= forest.targets > forest.leaves[forest.branch_of] - self.pooling
         pooled = pooled.index_add(0, forest.branch_of[of_leaf], states[forest.targets[of_leaf]].float())
         counts = torch.bincount(forest.branch_of[of_leaf], minlength=len(forest.leaves)).clamp(min=1)
         return pooled / counts[:, None]

@@ -52,9 +52,31 @@ def sft(out: Outputs, forest: Forest, totals: Totals) -> LossOut:
     return LossOut(loss, {"loss/train": loss.detach()})
 
 
-def bradley_terry(out: Outputs, forest: Forest, totals: Totals) -> LossOut:
-    """Bradley-Terry over pairs of branches, their weighted mean; each branch is encoded once (Ouyang et al. 2022)."""
-    return _preferred(out.need("scores"), forest, totals)
+def bradley_terry(
+    out: Outputs,
+    forest: Forest,
+    totals: Totals,
+    *,
+    label_smoothing: float = 0.0,
+    floor: float = 0.0,
+    centre: float = 0.0,
+) -> LossOut:
+    """Bradley-Terry over pairs of branches, their weighted mean; each branch is encoded once (Ouyang et al. 2022).
+    `label_smoothing`, `floor`: see ops.losses. `centre`: see _centred."""
+    scores = out.need("scores")
+    made = _preferred(scores, forest, totals, label_smoothing=label_smoothing, floor=floor)
+    return _centred(made, scores, forest, totals, centre)
+
+
+def plackett_luce(out: Outputs, forest: Forest, totals: Totals, *, centre: float = 0.0) -> LossOut:
+    """Plackett-Luce over rankings of branches, their weighted mean (ops.losses). `centre`: see _centred."""
+    scores, ranked = out.need("scores"), forest.rankings
+    loss = (
+        losses.plackett_luce(scores[ranked.branch], rank=ranked.rank, ranking=ranked.ranking, weight=ranked.weight)
+        / totals.rankings
+    )
+    made = LossOut(loss, {"loss/train": loss.detach(), "accuracy/train": _accuracy(scores, forest, totals)})
+    return _centred(made, scores, forest, totals, centre)
 
 
 def dpo(out: Outputs, forest: Forest, totals: Totals, *, beta: float) -> LossOut:
@@ -73,13 +95,41 @@ def dpo(out: Outputs, forest: Forest, totals: Totals, *, beta: float) -> LossOut
     return LossOut(made.loss, {**made.metrics, **metrics})
 
 
-def _preferred(scores: Tensor, forest: Forest, totals: Totals) -> LossOut:
+def _preferred(
+    scores: Tensor, forest: Forest, totals: Totals, *, label_smoothing: float = 0.0, floor: float = 0.0
+) -> LossOut:
+    pairs = forest.pairs
+    loss = (
+        losses.bradley_terry(
+            scores[pairs.a],
+            scores[pairs.b],
+            target=pairs.target,
+            margin=pairs.margin,
+            weight=pairs.weight,
+            label_smoothing=label_smoothing,
+            floor=floor,
+        )
+        / totals.pairs
+    )
+    return LossOut(loss, {"loss/train": loss.detach(), "accuracy/train": _accuracy(scores, forest, totals)})
+
+
+def _accuracy(scores: Tensor, forest: Forest, totals: Totals) -> Tensor:
+    """Share of the pairs' weight whose preferred branch scores higher; ties of labels or scores count a half."""
     pairs = forest.pairs
     a, b = scores[pairs.a], scores[pairs.b]
-    loss = losses.bradley_terry(a, b, target=pairs.target, margin=pairs.margin, weight=pairs.weight) / totals.pairs
     right = ((a > b) == (pairs.target > 0.5)).float() * pairs.weight
-    right = torch.where((pairs.target == 0.5) | (a == b), 0.5 * pairs.weight, right)
-    return LossOut(loss, {"loss/train": loss.detach(), "accuracy/train": right.sum() / totals.pairs})
+    return torch.where((pairs.target == 0.5) | (a == b), 0.5 * pairs.weight, right).sum() / totals.pairs
+
+
+def _centred(made: LossOut, scores: Tensor, forest: Forest, totals: Totals, coef: float) -> LossOut:
+    """The loss with coef times the pairs' mean squared sum of scores, which is logged as centre/train."""
+    if not coef:
+        return made
+    pairs = forest.pairs
+    penalty = losses.centring(scores[pairs.a], scores[pairs.b], pairs.weight) / totals.pairs
+    loss = made.loss + coef * penalty
+    return LossOut(loss, {**made.metrics, "loss/train": loss.detach(), "centre/train": penalty.detach()})
 
 
 def ppo(
@@ -185,6 +235,7 @@ def _gap(logprobs: Tensor, forest: Forest, totals: Totals) -> dict[str, Tensor]:
 LOSSES: dict[str, tuple[LossFn, frozenset[Read]]] = {
     "sft": (sft, frozenset({"logprobs"})),
     "bradley_terry": (bradley_terry, frozenset({"scores"})),
+    "plackett_luce": (plackett_luce, frozenset({"scores"})),
     "dpo": (dpo, frozenset({"logprobs"})),
     "grpo": (grpo, frozenset({"logprobs"})),
     "rloo": (rloo, frozenset({"logprobs"})),

@@ -1,8 +1,9 @@
 """Losses as sums over their elements, weights applied: the sums of any split of a batch add up to the batch's.
 
-Denominators belong to the caller, over the whole batch. R tokens read, N pairs.
+Denominators belong to the caller, over the whole batch. R tokens read, N pairs, M places in rankings.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -41,15 +42,57 @@ def bradley_terry(
     target: Float[Tensor, " N"],
     margin: Float[Tensor, " N"],
     weight: Float[Tensor, " N"],
+    label_smoothing: float = 0.0,
+    floor: float = 0.0,
 ) -> Float[Tensor, ""]:
-    """sum_n w ( -t log sigmoid(d - m) - (1 - t) log sigmoid(-d - m) ), with d = score_a - score_b.
+    """sum_n w ( -t log P(d - m) - (1 - t) log P(-d - m) ), in nats, with d = score_a - score_b and P = sigmoid.
 
-    target t in [0, 1] is the probability that a is preferred: 1 or 0 for a choice, 1/2 for a tie, 1 - eps for label
-    smoothing. margin m >= 0 is taken from the preferred side's lead (Llama 2, arXiv 2307.09288, eq. 2). Bradley and
+    target t in [0, 1] is the probability that a is preferred: 1 or 0 for a choice, 1/2 for a tie, between for soft
+    labels. margin m >= 0 is taken from the preferred side's lead (Llama 2, arXiv 2307.09288, eq. 2). Bradley and
     Terry 1952; Ouyang et al. 2022 (arXiv 2203.02155), eq. 1.
+
+    label_smoothing eps in [0, 1/2): a label is wrong so often, t becomes (1 - eps) t + eps (1 - t). floor e in [0, 1):
+    an answer is random so often, P becomes (1 - e) P + e/2 and a pair costs -log(e/2) at most (Christiano et al. 2017,
+    arXiv 1706.03741, section 2.2.3, with e = 0.1).
     """
     lead = score_a - score_b
-    return masked_sum(-target * logsigmoid(lead - margin) - (1 - target) * logsigmoid(-lead - margin), weight)
+    target = target + label_smoothing * (1 - 2 * target)
+    preferred, other = (_log_chance(side - margin, floor) for side in (lead, -lead))
+    return masked_sum(-target * preferred - (1 - target) * other, weight)
+
+
+def _log_chance(logit: Float[Tensor, " N"], floor: float) -> Float[Tensor, " N"]:
+    chance = logsigmoid(logit)
+    if not floor:
+        return chance
+    return torch.logaddexp(chance + math.log1p(-floor), chance.new_tensor(math.log(floor / 2)))
+
+
+def plackett_luce(
+    scores: Float[Tensor, " M"],
+    *,
+    rank: Shaped[Tensor, " M"],
+    ranking: Shaped[Tensor, " M"],
+    weight: Float[Tensor, " M"],
+) -> Float[Tensor, ""]:
+    """-sum_j w_j ( s_j - log sum_i exp(s_i) ), i over the answers of j's ranking that rank no better than j; in nats.
+
+    The negative log-likelihood of whole rankings: the best is chosen among all, the next among the rest, and so on
+    (Luce 1959; Plackett 1975; Rafailov et al. 2023, arXiv 2305.18290, eq. 18). Place j has a rank (0 best), the number
+    of its ranking and that ranking's weight. Two answers cost what Bradley-Terry does. Answers that tie are each chosen
+    among all that tie and all worse ones (Breslow 1974), so that two that tie cost twice a Bradley-Terry tie.
+    """
+    left = (ranking[:, None] == ranking) & (rank[:, None] <= rank)
+    chances = scores - torch.where(left, scores, -math.inf).logsumexp(-1)
+    return -masked_sum(chances, weight)
+
+
+def centring(
+    score_a: Float[Tensor, " N"], score_b: Float[Tensor, " N"], weight: Float[Tensor, " N"]
+) -> Float[Tensor, ""]:
+    """sum_n w (score_a + score_b)^2: differences leave the scores' mean open, this pulls it to 0 (Eisenstein et al.
+    2023, arXiv 2312.09244, eq. 2; their and TRL's coefficient is 0.01)."""
+    return masked_sum((score_a + score_b) ** 2, weight)
 
 
 def ppo_policy(

@@ -1,20 +1,25 @@
-"""A Bradley-Terry reward model (Stiennon et al. 2020; Ouyang et al. 2022), measured on prompts that it never saw."""
+"""A reward model from comparisons (Stiennon et al. 2020; Ouyang et al. 2022), measured on prompts that it never saw."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from prefloop.configs.reward import RewardConfig
+from prefloop.data.forest import Totals, build_forest, leaf_nodes
 from prefloop.data.heldout import by_prompt, distinct_pairs, shuffled, split
 from prefloop.data.sources import load_preferences
 from prefloop.data.trees import Encoder, answer_tree, preference_trees
 from prefloop.engine.build import build_encoder, build_learner, load, resolve_checkpoint, use_threads
-from prefloop.engine.local import LocalLearner
+from prefloop.engine.local import LocalLearner, Pooling
+from prefloop.engine.objectives import Outputs, resolve_loss
 from prefloop.engine.schedule import derived_seed, rate, take
 from prefloop.evals.reward_model import HeldoutPair, calibration, heldout_pairs
 from prefloop.models.heads import reward_head
@@ -22,7 +27,7 @@ from prefloop.ops.statistics import pooled_std
 from prefloop.run import Run, progress
 from prefloop.stages.measuring import heldout_figures
 from prefloop.stages.saving import resume, save_final, save_step
-from prefloop.types import Preference, PrefloopError
+from prefloop.types import Checkpoint, Preference, PrefloopError, Tree
 
 LEAST_SPREAD = 0.25  # confirmed logits of preference, among answers to one prompt
 LEAST_SLOPE = 0.05
@@ -39,45 +44,64 @@ def run(config: RewardConfig) -> Mapping[str, Any]:
         loaded = load(config.model, config.engine)
         encoder = build_encoder(loaded)
         known = load_preferences(config.preferences)
+        if not config.margins:
+            known = [dataclasses.replace(preference, margin=0.0) for preference in known]
+        loss, params = objective(config, known)
         training, heldout = split(known, config.heldout, derived_seed(config.seed, "heldout"))
         if config.shuffle_labels:
             training = shuffled(training, derived_seed(config.seed, "shuffle"))
         trees = preference_trees(training, encoder)
+        unseen = preference_trees(heldout, encoder) if config.early_stop else []
         head = reward_head(loaded.model.config.get_text_config().hidden_size, config.seed)
+        pooling: Pooling = config.pooling_k if config.pooling == "last_k" else config.pooling
         learner = build_learner(
             loaded,
             config.engine,
             config.optim,
             lora=config.lora,
             head=head,
-            pooling=config.pooling,
+            pooling=pooling,
             seed=config.seed,
         )
         examples = len(trees) * config.epochs
         total = math.ceil(examples / config.batch)
-        start, _ = resume(run, learner, parent)
+        start, state = resume(run, learner, parent)
+        stop, kept = config.early_stop, run.path / "best"
+        best_step, best_loss = state.get("best", (-1, math.inf))
 
         with progress(total, "updates", done=start) as bar:
             for step in range(start, total):
                 began = time.perf_counter()
                 done = step * config.batch
                 batch = take(trees, done, min(config.batch, examples - done), config.seed)
-                metrics = learner.forward_backward(batch, "bradley_terry", {})
+                metrics = learner.forward_backward(batch, loss, params)
                 factor = rate(config.optim, step, total)
                 metrics |= learner.optim_step(config.optim.lr * factor, config.optim.head_lr * factor)
+                if stop and ((step + 1) % stop.every == 0 or step + 1 == total):
+                    metrics["loss/heldout"] = heldout_loss(learner, unseen, loss, params)
                 run.log(step, metrics | {"time/step": time.perf_counter() - began})
+                if metrics.get("loss/heldout", math.inf) < best_loss:
+                    best_step, best_loss = step, metrics["loss/heldout"]
+                    record = Checkpoint(
+                        path=str(kept), kind="policy", step=step, parent=parent, config_hash=run.config_hash
+                    )
+                    learner.save(kept, record, {}, resumable=True)
                 if (step + 1) % config.save_every == 0 and step + 1 < total:
-                    save_step(run, learner, step, parent, {})
+                    save_step(run, learner, step, parent, {"best": (best_step, best_loss)} if best_step >= 0 else {})
                 bar.advance(1, f"loss {metrics['loss/train']:.3f}")
+                if stop and step - best_step >= stop.patience * stop.every:
+                    break
+        if stop:
+            learner.load(kept)
 
         pairs = _score(learner, encoder, heldout)
         slope, least = calibration(pairs)
         gain, bias = centre(learner, encoder, training, config.reference_samples, least)
         figures = heldout_figures(run, pairs, gain, bias) | {"slope": slope, "slope_low": least}
-        details = {"pooling": config.pooling, "gain": gain, "bias": bias}
-        checkpoint = save_final(run, learner, total, parent, "reward", details)
+        details = {"pooling": pooling, "gain": gain, "bias": bias}
+        checkpoint = save_final(run, learner, best_step + 1 if stop else total, parent, "reward", details)
         history = [row.values["accuracy/train"] for row in run.metrics()][-(len(trees) // config.batch or 1) :]
-        return run.finish(
+        result = run.finish(
             {
                 "checkpoint": checkpoint,
                 **figures,
@@ -86,8 +110,32 @@ def run(config: RewardConfig) -> Mapping[str, Any]:
                 "gain": gain,
                 "bias": bias,
                 "labels_shuffled": config.shuffle_labels,
+                **({"updates": best_step + 1, "loss_heldout": best_loss} if stop else {}),
             }
         )
+        shutil.rmtree(kept, ignore_errors=True)
+        return result
+
+
+def objective(config: RewardConfig, preferences: Sequence[Preference]) -> tuple[str, dict[str, float]]:
+    """The loss and its parameters. Raises PrefloopError for margins that it has no use for."""
+    if config.loss == "bradley_terry":
+        noise = {"label_smoothing": config.label_smoothing, "floor": config.random_floor}
+        return config.loss, noise | {"centre": config.centre}
+    if any(p.margin for p in preferences):
+        raise PrefloopError("Comparisons carry margins, which plackett_luce cannot use; set reward.margins = false.")
+    return config.loss, {"centre": config.centre}
+
+
+def heldout_loss(learner: LocalLearner, trees: Sequence[Tree], loss: str, params: Mapping[str, float]) -> float:
+    """The training loss on trees, without a gradient."""
+    function, _ = resolve_loss(loss)
+    totals = Totals.of(trees)
+    share = 0.0
+    for tree, reading in zip(trees, learner.forward(trees, {"scores"}), strict=True):
+        scores = torch.tensor([reading.scores[node] for node in leaf_nodes(tree)])
+        share += float(function(Outputs(scores=scores), build_forest([tree]), totals, **params).loss)
+    return share
 
 
 def centre(
