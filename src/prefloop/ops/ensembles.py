@@ -71,12 +71,12 @@ def best_of_n(proxy: ArrayLike, gold: ArrayLike, ns: Sequence[int]) -> Floats:
         )
     _, place, counts = np.unique(by, return_inverse=True, return_counts=True)
     tied = np.repeat(np.bincount(place, of) / counts, counts)
-    rank = np.arange(1, by.size + 1)
+    size, log_factorial = by.size, gammaln(np.arange(by.size + 1) + 1.0)
 
     def expected(n: int) -> float:
-        i = rank[n - 1 :]
-        weight = np.exp(_log_choose(i - 1, n - 1) - _log_choose(by.size, n))
-        return float(weight @ tied[n - 1 :])
+        log_subsets = log_factorial[size] - log_factorial[n] - log_factorial[size - n]
+        lower = log_factorial[n - 1 : size] - log_factorial[n - 1] - log_factorial[: size - n + 1]
+        return float(np.exp(lower - log_subsets) @ tied[n - 1 :])
 
     return np.array([expected(n) for n in ns])
 
@@ -149,11 +149,6 @@ def _terms(form: Form, d: Floats) -> Floats:
     """[..., 2] what alpha and beta multiply at d."""
     second = {"best_of_n": d * d, "rl": xlogy(d, d)}[form]
     return np.stack([d, -second], axis=-1)
-
-
-def _log_choose(n: ArrayLike, k: int) -> Floats:
-    of = np.asarray(n, dtype=float)
-    return np.asarray(gammaln(of + 1) - gammaln(k + 1) - gammaln(of - k + 1))
 
 
 def _members(scores: ArrayLike) -> Floats:
