@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from prefloop.configs.shared import EngineConfig
+from prefloop.rewards.ensemble import EnsembleReward, names_ensemble
 from prefloop.rewards.learned import LearnedReward
 from prefloop.rewards.rubric import rubric
 from prefloop.types import Completion, PrefloopError, Prompt, Score
@@ -17,16 +18,20 @@ REWARDS: dict[str, RewardFn] = {"rubric": rubric}
 
 
 def resolve_reward(name: str, engine: EngineConfig) -> RewardFn:
-    """A name of the table, a reward model's run or checkpoint folder, or the user's own "module:function"."""
+    """A name of the table, a reward model's run or checkpoint folder, several ("mean:A,B", see rewards/ensemble.py), or
+    the user's own "module:function"."""
     if name in REWARDS:
         return REWARDS[name]
     if name and Path(name).is_dir():
         return LearnedReward(name, engine)
+    if names_ensemble(name):
+        return EnsembleReward(name, engine)
     module, _, function = name.partition(":")
     try:
         found: RewardFn = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise PrefloopError(
-            f"Unknown reward {name!r} ({error}): give {', '.join(REWARDS)}, a reward run's folder or 'module:function'."
+            f"Unknown reward {name!r} ({error}): give {', '.join(REWARDS)}, a reward run's folder or 'module:function',"
+            " or several folders as 'mean:A,B'."
         ) from None
     return found
