@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefloop.configs.shared import EngineConfig
 from prefloop.rewards import verifiers
 from prefloop.rewards.answers import fenced, final_answer, number
-from prefloop.rewards.resolve import REWARDS, RewardFn, resolve_reward
 from prefloop.rewards.verifiers import constraints, exact, json_schema, math, numeric, regex
 from prefloop.types import Completion, Json, Message, PrefloopError, Prompt, Sampling, Score
+
+RewardFn = Callable[[Sequence[Prompt], Sequence[Completion]], list[Score]]
 
 
 def asked(target: str | None = None, **checks: Json) -> Prompt:
@@ -232,10 +233,7 @@ def test_a_prompt_that_cannot_be_verified_is_named(reward: RewardFn, prompt: Pro
         scores(reward, prompt, "1")
 
 
-def test_every_verifier_has_a_name_and_wants_a_prompt_for_each() -> None:
-    names = ["exact", "numeric", "math", "regex", "json_schema", "constraints", "unit_tests", "unit_tests_unsafe"]
-    for name in names:
-        assert resolve_reward(name, EngineConfig()) is REWARDS[name]
-        with pytest.raises(PrefloopError, match=f"{name}: 1 prompts for 0 completions"):
-            REWARDS[name]([asked("1", pattern="a")], [])
-        assert REWARDS[name]([], []) == []
+def test_a_prompt_is_wanted_for_each_completion() -> None:
+    for reward in (exact, numeric, math, regex, json_schema, constraints, verifiers.unit_tests):
+        with pytest.raises(PrefloopError, match=f"{reward.__name__}: 1 prompts for 0 completions"):
+            reward([asked("1", pattern="a")], [])
