@@ -226,7 +226,7 @@ def test_limits_and_rights_cannot_be_taken_back() -> None:
     assert values(attempts) == dict.fromkeys(attempts, 0.0)
 
 
-def test_a_dead_parent_takes_the_sandbox_along() -> None:
+def test_a_dead_parent_takes_the_sandbox_along(tmp_path: Path) -> None:
     token = uuid.uuid4().hex
     body = (
         "import sys; from prefloop.rewards.sandbox import Sandbox\n"
@@ -234,7 +234,9 @@ def test_a_dead_parent_takes_the_sandbox_along() -> None:
         f"    s.ask(dict(kind='program', code='import subprocess, sys; "
         f'subprocess.run([sys.executable, "-c", "import time; time.sleep(60)", "{token}"])\'), 60)'
     )
-    with subprocess.Popen([sys.executable, "-c", body], stdout=subprocess.PIPE, env=dict(os.environ)) as parent:
+    with subprocess.Popen(
+        [sys.executable, "-c", body], stdout=subprocess.PIPE, env={**os.environ, "TMPDIR": str(tmp_path)}
+    ) as parent:
         assert parent.stdout and parent.stdout.readline() == b"up\n"
         until = time.monotonic() + 20
         while len(ours(f"0)\x00{token}")) == 0 and time.monotonic() < until:
