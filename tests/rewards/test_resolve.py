@@ -11,6 +11,7 @@ from prefloop.data.trees import answer_tree
 from prefloop.models.checkpoint import save_checkpoint
 from prefloop.models.heads import reward_head
 from prefloop.models.tiny import tiny_model, tiny_tokenizer
+from prefloop.rewards import verifiers
 from prefloop.rewards.learned import LearnedReward
 from prefloop.rewards.resolve import resolve_reward
 from prefloop.rewards.rubric import rubric
@@ -58,7 +59,7 @@ def test_names_folders_and_functions(folder: str, tmp_path: Path, monkeypatch: p
 )
 def test_an_unknown_reward_is_a_plain_error(name: str) -> None:
     with pytest.raises(
-        PrefloopError, match=r"Unknown reward .*: give rubric, a reward run's folder or 'module:function'"
+        PrefloopError, match=r"Unknown reward .*: give rubric, .*, a reward run's folder or 'module:function'"
     ):
         resolve_reward(name, ENGINE)
 
@@ -75,3 +76,8 @@ def test_scores_are_gain_times_raw_plus_bias_whatever_the_order(folder: str) -> 
         assert score.by == f"{folder}/checkpoint"
     assert len({score.value for score in found}) == 5
     assert reward([], []) == []
+
+
+def test_every_verifier_has_its_name() -> None:
+    for name in ("exact", "numeric", "math", "regex", "json_schema", "constraints", "unit_tests", "unit_tests_unsafe"):
+        assert resolve_reward(name, ENGINE) is getattr(verifiers, name)

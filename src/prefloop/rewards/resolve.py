@@ -10,11 +10,31 @@ from prefloop.configs.shared import EngineConfig
 from prefloop.rewards.ensemble import EnsembleReward, names_ensemble
 from prefloop.rewards.learned import LearnedReward
 from prefloop.rewards.rubric import rubric
+from prefloop.rewards.verifiers import (
+    constraints,
+    exact,
+    json_schema,
+    math,
+    numeric,
+    regex,
+    unit_tests,
+    unit_tests_unsafe,
+)
 from prefloop.types import Completion, PrefloopError, Prompt, Score
 
 RewardFn = Callable[[Sequence[Prompt], Sequence[Completion]], list[Score]]
 
-REWARDS: dict[str, RewardFn] = {"rubric": rubric}
+REWARDS: dict[str, RewardFn] = {
+    "rubric": rubric,
+    "exact": exact,
+    "numeric": numeric,
+    "math": math,
+    "regex": regex,
+    "json_schema": json_schema,
+    "constraints": constraints,
+    "unit_tests": unit_tests,
+    "unit_tests_unsafe": unit_tests_unsafe,
+}
 
 
 def resolve_reward(name: str, engine: EngineConfig) -> RewardFn:

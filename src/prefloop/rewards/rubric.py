@@ -12,13 +12,12 @@ linear time, so that hostile text of any length is scored at once. What to verif
   `fiction`: names and numbers may be made up
 """
 
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
 
-from prefloop.rewards.refusals import NUMBERED, PLAIN, WORD, is_refusal, is_reluctant
+from prefloop.rewards.constraints import CONSTRAINTS, LIST_MARK, SENTENCE_END, json_object, share_met, share_of_checks
+from prefloop.rewards.refusals import PLAIN, WORD, is_refusal, is_reluctant
 from prefloop.types import Completion, Json, PrefloopError, Prompt, Score
 
 WEIGHTS = {
@@ -43,11 +42,7 @@ _LOSSES = {
     "safety": "it refuses half-heartedly",
     "premise": "it does not say what is false or unknown",
 }
-_CHECKS = (
-    "mentions forbids min_words max_words sentences bullets numbered lines starts_with ends_with question lowercase "
-    "uppercase no_commas json_keys behavior correction ideal_words fiction"
-)
-_KEYS = tuple(_CHECKS.split())
+_KEYS = (*CONSTRAINTS.split(), "behavior", "correction", "ideal_words", "fiction")
 _BEHAVIORS = (None, "refuse", "comply", "correct_premise", "admit_unknown")
 _FUNCTION_WORDS = (
     "about above after again all also and any are because been before being below between both but can could did does "
@@ -58,9 +53,6 @@ _FUNCTION_WORDS = (
 )
 _STOP_WORDS = frozenset(_FUNCTION_WORDS.split())
 
-_SENTENCE_END = re.compile(r"""(?<![.!?…])[.!?…]++["')\]]*+(?=\s|$)""")
-_ABBREVIATION = re.compile(r"\b(mr|mrs|ms|dr|st|vs|e\.g|i\.e)\.", re.IGNORECASE)
-_LIST_MARK = re.compile(r"^(?:\d{1,3}[.)]|[-*•])[ \t]", re.MULTILINE)
 _FIRST_PERSON = re.compile(r"I(?:'(?:m|d|ll|ve))?$")
 _STRANGE = re.compile(r"""[^\x00-\x7F\u00A0-\u00FF\u2010-\u2027•…]|[@#_{}|~<>\\=^]|https?:|www\.|[a-z]\.[a-z]{2}""")
 _LONG_RUN = re.compile(r"(\S)\1{15,}+")
@@ -133,7 +125,7 @@ def score_text(prompt: Prompt, text: str, *, finished: bool = True) -> Score:
     behavior = checks.get("behavior")
     relevance = _relevance(asked, checks, flat)
     parts: dict[str, float] = {}
-    if (constraints := _constraints(checks, text, flat, len(words))) is not None:
+    if (constraints := share_of_checks(checks, text, flat, len(words))) is not None:
         parts["constraints"] = constraints
     parts["direct"] = _directness(checks, asked, flat, 0.5 + 0.5 * relevance if behavior == "refuse" else relevance)
     parts["complete"] = _completeness(checks, text, finished)
@@ -168,7 +160,7 @@ def _substance(checks: Mapping[str, Json], parts: Mapping[str, float], relevance
     if "premise" in parts:
         return parts["premise"] * (0.75 + 0.25 * relevance)
     if checks.get("mentions"):
-        return _share_met(checks["mentions"], flat)
+        return share_met(checks["mentions"], flat)
     shaped = any(name in checks for name in ("bullets", "numbered", "lines", "json_keys", "question"))
     return max(relevance, 0.7 * parts["constraints"]) if shaped else relevance
 
@@ -181,98 +173,6 @@ def _require_known(prompt: Prompt) -> None:
             f"Prompt {prompt.id}: unknown behavior {prompt.checks['behavior']!r}; use one of "
             f"{', '.join(b for b in _BEHAVIORS if b)} or leave it out."
         )
-
-
-@lru_cache(maxsize=4096)
-def _phrase(alternatives: tuple[str, ...]) -> re.Pattern[str]:
-    plain = (" ".join(a.translate(PLAIN).lower().split()) for a in alternatives)
-    return re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, plain))})(?!\w)")
-
-
-def _share_met(groups: Sequence[Sequence[str]], flat: str) -> float:
-    return sum(bool(_phrase(tuple(group)).search(flat)) for group in groups) / len(groups)
-
-
-def _constraints(checks: Mapping[str, Json], text: str, flat: str, n_words: int) -> float | None:
-    """What was asked for, scaled by the bans that an empty phrase would also respect; None without any check."""
-    required = _required(checks, text, flat, n_words)
-    limits = _limits(checks, text, flat, n_words)
-    if not required:
-        return sum(limits) / len(limits) if limits else None
-    share = sum(required) / len(required)
-    return share * (1.0 + sum(limits) / len(limits)) / 2.0 if limits else share
-
-
-def _required(checks: Mapping[str, Json], text: str, flat: str, n_words: int) -> list[float]:
-    lines = [line for line in text.split("\n") if line.strip()]
-    met = [_share_met([group], flat) for group in checks.get("mentions", ())]
-    counts = {
-        "sentences": _count_sentences(text),
-        "bullets": sum(line.startswith(("- ", "* ")) for line in lines),
-        "numbered": sum(bool(NUMBERED.match(line)) for line in lines),
-        "lines": len(lines),
-    }
-    met += [_near(count, checks[name]) for name, count in counts.items() if name in checks]
-    if "min_words" in checks:
-        met.append(1.0 if n_words >= checks["min_words"] else 0.8 * n_words / checks["min_words"])
-    for name, holds in (("starts_with", str.startswith), ("ends_with", str.endswith)):
-        if name in checks:
-            wanted = checks[name].translate(PLAIN).strip()
-            met.append(1.0 if holds(text, wanted) else 0.5 if holds(flat, wanted.lower()) else 0.0)
-    if checks.get("question"):
-        met.append(1.0 if text.endswith("?") else 0.3 if "?" in text else 0.0)
-    if "json_keys" in checks:
-        met.append(_json_share(text, checks["json_keys"]))
-    return met
-
-
-def _limits(checks: Mapping[str, Json], text: str, flat: str, n_words: int) -> list[float]:
-    met = []
-    if forbidden := checks.get("forbids"):
-        hits = sum(bool(_phrase((phrase,)).search(flat)) for phrase in forbidden)
-        met.append(0.5 * (1.0 - hits / len(forbidden)) if hits else 1.0)
-    if "max_words" in checks:
-        excess = n_words / max(1, checks["max_words"]) - 1.0
-        met.append(1.0 if excess <= 0.0 else max(0.0, 0.8 * (1.0 - excess)))
-    for name, fits in (("lowercase", str.islower), ("uppercase", str.isupper)):
-        if checks.get(name):
-            cased = [c for c in text if c.islower() or c.isupper()]
-            share = sum(map(fits, cased)) / max(1, len(cased))
-            met.append(1.0 if share == 1.0 else 0.5 * share)
-    if checks.get("no_commas"):
-        met.append(0.5 ** text.count(","))
-    return met
-
-
-def _near(count: int, wanted: int) -> float:
-    return 1.0 if count == wanted else 0.5 * max(0.0, 1.0 - abs(count - wanted) / max(1, wanted))
-
-
-def _count_sentences(text: str) -> int:
-    prose = _ABBREVIATION.sub(r"\1", _LIST_MARK.sub("", text))
-    return sum(bool(WORD.search(piece)) for piece in _SENTENCE_END.split(prose))
-
-
-def _json_share(text: str, keys: Sequence[str]) -> float:
-    found = _json_object(text)
-    if found is not None:
-        return 0.4 + 0.6 * _share_of(keys, found)
-    inside = _json_object(text[max(0, text.find("{")) : text.rfind("}") + 1])
-    if inside is not None:
-        return 0.5 * _share_of(keys, inside)
-    return 0.2 * sum(f'"{key}"' in text for key in keys) / max(1, len(keys))
-
-
-def _share_of(keys: Sequence[str], found: Mapping[str, Json]) -> float:
-    return sum(key in found for key in keys) / len(keys) if keys else 1.0
-
-
-def _json_object(text: str) -> dict[str, Json] | None:
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    return found if isinstance(found, dict) else None
 
 
 def _stems(texts: Iterable[str]) -> set[str]:
@@ -296,7 +196,7 @@ def _opens_with_boilerplate(checks: Mapping[str, Json], flat: str) -> bool:
 
 def _directness(checks: Mapping[str, Json], asked: str, flat: str, relevance: float) -> float:
     opening = WORD.findall(flat[:400])[:4]
-    pieces = (WORD.findall(piece.lower())[:4] for piece in _SENTENCE_END.split(asked))
+    pieces = (WORD.findall(piece.lower())[:4] for piece in SENTENCE_END.split(asked))
     restates = "starts_with" not in checks and any(
         len(piece) > 1 and opening[: len(piece)] == piece for piece in pieces
     )
@@ -307,7 +207,7 @@ def _directness(checks: Mapping[str, Json], asked: str, flat: str, relevance: fl
 def _completeness(checks: Mapping[str, Json], text: str, finished: bool) -> float:
     bare = text.rstrip("\"'`)]*_ ")
     if "json_keys" in checks:
-        ending = 1.0 if _json_object(text) is not None else 0.4
+        ending = 1.0 if json_object(text) is not None else 0.4
     elif bare.endswith((".", "!", "?", "…")) or ("ends_with" in checks and text.endswith(checks["ends_with"])):
         ending = 1.0
     elif _DANGLING.search(bare[-20:].lower()):
@@ -345,7 +245,7 @@ def _inventions(checks: Mapping[str, Json], asked: str, text: str) -> int:
     known = {word.lower() for word in WORD.findall(" ".join([asked, *(a for group in groups for a in group)]))}
     count = strange
     for line in text.split("\n"):
-        line = _LIST_MARK.sub("", line)
+        line = LIST_MARK.sub("", line)
         for match in WORD.finditer(line):
             word, before = match[0], line[max(0, match.start() - 8) : match.start()].rstrip(" \"'*([")
             named = word[0].isupper() and bool(before) and before[-1] not in ".!?:-" and not _FIRST_PERSON.match(word)
@@ -361,7 +261,7 @@ def _no_repetition(asked: str, text: str, words: Sequence[str], brings_facts: bo
     share of distinct words, so that two answers seldom tie.
     """
     lower = [word.lower() for word in words]
-    sentences = [p.strip().lower() for line in text.split("\n") for p in _SENTENCE_END.split(line) if WORD.search(p)]
+    sentences = [p.strip().lower() for line in text.split("\n") for p in SENTENCE_END.split(line) if WORD.search(p)]
     runs = sum(len(match[0]) for match in _LONG_RUN.finditer(text)) / len(text)
     fresh = _distinct(_grams(lower, 4)) * _distinct(sentences) * (1.0 - runs) * (0.96 + 0.04 * _distinct(lower))
     return fresh if brings_facts else fresh * (1.0 - _copied(WORD.findall(asked), words))
@@ -369,7 +269,7 @@ def _no_repetition(asked: str, text: str, words: Sequence[str], brings_facts: bo
 
 def _brings_facts(checks: Mapping[str, Json], asked: str, flat: str) -> bool:
     groups = [*checks.get("mentions", ()), *checks.get("correction", ())]
-    return bool(groups) and _share_met(groups, flat) > _share_met(groups, " ".join(asked.lower().split()))
+    return bool(groups) and share_met(groups, flat) > share_met(groups, " ".join(asked.lower().split()))
 
 
 def _grams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
@@ -395,7 +295,7 @@ def _copied(asked: Sequence[str], words: Sequence[str]) -> float:
 
 def _corrects(checks: Mapping[str, Json], flat: str) -> float:
     marker = float(bool(_CORRECTION.search(flat)))
-    return 0.4 * marker + 0.6 * _share_met(checks["correction"], flat) if checks.get("correction") else marker
+    return 0.4 * marker + 0.6 * share_met(checks["correction"], flat) if checks.get("correction") else marker
 
 
 def _admits(flat: str) -> float:

@@ -1,0 +1,176 @@
+"""What is done behind the walls that jail.py builds: one task a line in JSON, each in a process of its own, which ends
+with everything that it started. Standard library at import."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+import os
+import re
+import resource
+import signal
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+MOST_OUTPUT = 1 << 20
+Task = dict[str, Any]
+
+
+def serve(greeting: Task, sweep: Callable[[], object]) -> None:
+    """Answers tasks until the input ends. `sweep` ends whatever a task left running."""
+    if "math_verify" in sys.modules:  # its parser learns from every text: what it learns here, no task pays for
+        with contextlib.redirect_stderr(io.StringIO()):
+            for text in (r"$\frac{1}{2} x^2 + (2x - \sqrt{3})$", "$0.5$", "$half$"):
+                _math({"target": "$1/2$", "text": text})
+    _say(greeting)
+    for line in sys.stdin:
+        _say(_run(json.loads(line), sweep))
+
+
+def _say(words: Task) -> None:
+    sys.stdout.write(json.dumps(words) + "\n")
+    sys.stdout.flush()
+
+
+def _run(task: Task, sweep: Callable[[], object]) -> Task:
+    """The task's own words, or `why` there are none, and the `output` that it printed."""
+    try:
+        with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as printed, tempfile.TemporaryFile() as told:
+            given.write(task.pop("input", "").encode("utf-8", "replace"))
+            given.flush()
+            child = os.fork()
+            if child == 0:
+                _work(task, given.fileno(), printed.fileno(), told.fileno())
+            status = _wait(child, task["seconds"])
+            sweep()
+            words: Task = {"why": "time is up" if status is None else _death(status)}
+            with contextlib.suppress(ValueError, RecursionError):
+                said = json.loads(os.pread(told.fileno(), MOST_OUTPUT, 0))
+                words = said if status == 0 and isinstance(said, dict) else words
+            words["output"] = os.pread(printed.fileno(), MOST_OUTPUT, 0).decode("utf-8", "replace")
+            return words
+    except OSError as error:
+        sweep()
+        return {"why": f"the sandbox is full ({error.strerror})"}
+
+
+def _wait(child: int, seconds: float) -> int | None:
+    """A child's exit status, negative for a signal; None where it had to be ended after `seconds`."""
+
+    def ring(*_: object) -> None:
+        raise TimeoutError
+
+    try:
+        signal.signal(signal.SIGALRM, ring)
+        signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-3))
+        try:
+            status = os.waitpid(child, 0)[1]
+        finally:
+            signal.signal(signal.SIGALRM, signal.SIG_IGN)
+    except TimeoutError:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+        return None
+    return os.waitstatus_to_exitcode(status)
+
+
+def _death(status: int) -> str:
+    if status in (-signal.SIGKILL, -signal.SIGXCPU):
+        return "it used up its processor time or was killed"
+    return f"it ended by signal {-status}" if status < 0 else "it ended before the check"
+
+
+def _work(task: Task, given: int, printed: int, told: int) -> None:
+    """The task, in a process of its own, which this never leaves."""
+    code, mine = 1, os.getpid()
+    try:
+        os.setsid()
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        cpu = math.ceil(task["seconds"])
+        resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu))
+        for source, target in ((given, 0), (printed, 1), (printed, 2)):
+            os.lseek(source, 0, os.SEEK_SET)
+            os.dup2(source, target)
+        sys.stdin, sys.stdout = io.TextIOWrapper(open(0, "rb")), io.TextIOWrapper(open(1, "wb"))  # noqa: SIM115
+        words = json.dumps(TASKS[task["kind"]](task)).encode()
+        sys.stdout.flush()
+        if os.getpid() == mine:  # and not a copy that the answer made of it
+            os.write(told, words)
+            code = 0
+    except BaseException as error:
+        with contextlib.suppress(BaseException):
+            if os.getpid() != mine:
+                os._exit(1)
+            os.write(told, json.dumps({"why": _short(error)}).encode())
+            code = 0
+    finally:
+        os._exit(code)
+
+
+def _short(error: BaseException) -> str:
+    return "".join(traceback.format_exception_only(error)).strip()[-200:]
+
+
+def _program(task: Task) -> Task:
+    """Runs `code` as a program that reads its input."""
+    with contextlib.suppress(SystemExit):
+        exec(compile(task["code"], "answer.py", "exec"), {"__name__": "__main__"})
+    return {"ok": True}
+
+
+def _asserts(task: Task) -> Task:
+    """Runs `code`, then `test` with its names; that nothing was raised is a pass."""
+    names: Task = {"__name__": "answer"}
+    exec(compile(task["code"], "answer.py", "exec"), names)
+    exec(compile(task["test"], "test.py", "exec"), names)
+    return {"ok": True}
+
+
+def _regex(task: Task) -> Task:
+    try:
+        pattern = re.compile(task["pattern"])
+    except re.error as error:
+        return {"wrong": f"the pattern is not one: {error}"}
+    return {"ok": pattern.search(task["text"]) is not None, "why": "the pattern is not found"}
+
+
+def _schema(task: Task) -> Task:
+    from jsonschema.exceptions import SchemaError, best_match
+    from jsonschema.validators import validator_for
+    from referencing import Registry
+    from referencing.exceptions import Unresolvable
+
+    try:
+        kind = validator_for(task["schema"])
+        kind.check_schema(task["schema"])
+        error = best_match(kind(task["schema"], registry=Registry()).iter_errors(task["value"]))
+    except (SchemaError, Unresolvable) as wrong:
+        return {"wrong": f"the schema is not one: {_short(wrong)}"}
+    return {"ok": error is None, "why": "" if error is None else f"{error.json_path}: {error.message:.150}"}
+
+
+def _math(task: Task) -> Task:
+    """math-verify bounds its time by a signal, which long arithmetic does not notice; the limits of this process do."""
+    from math_verify import parse, verify
+
+    gold, found = (parse(task[name], parsing_timeout=None) for name in ("target", "text"))
+    if not gold:
+        return {"wrong": "the target is not an expression"}
+    if not found:
+        return {"ok": False, "why": "no expression was found"}
+    same = verify(gold, found, timeout_seconds=None)
+    return {"ok": same, "why": f"{found[0]!s:.80} is not {gold[0]!s:.80}"}
+
+
+TASKS: dict[str, Callable[[Task], Task]] = {
+    "program": _program,
+    "asserts": _asserts,
+    "regex": _regex,
+    "schema": _schema,
+    "math": _math,
+}
