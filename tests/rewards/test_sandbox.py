@@ -35,7 +35,7 @@ pytestmark = pytest.mark.skipif(not walled(), reason="no sandbox can be built he
 
 def asked(*tests: Json, **checks: Json) -> Prompt:
     message = Message(role="user", content="Write add(a, b).")
-    return Prompt(id="add", messages=(message,), checks={"tests": list(tests or TESTS), "seconds": 1, **checks})
+    return Prompt(id="add", messages=(message,), checks={"tests": list(tests or TESTS), "seconds": 20, **checks})
 
 
 def said(text: str) -> Completion:
@@ -50,13 +50,14 @@ def judge(code: str, *tests: Json, **checks: Json) -> Score:
 
 def values(attempts: list[str]) -> dict[str, float]:
     """The score of each piece of code, in front of the right function."""
-    scores = unit_tests([asked()] * len(attempts), [said(f"{code}\n{RIGHT}") for code in attempts])
+    scores = unit_tests([asked(seconds=1)] * len(attempts), [said(f"{code}\n{RIGHT}") for code in attempts])
     return {code: score.value for code, score in zip(attempts, scores, strict=True)}
 
 
 def hostile_then_right(code: str) -> Score:
     """The score of hostile code in front of the right function, whose neighbours must be scored as ever."""
-    scores = unit_tests([asked()] * 3, [said(RIGHT), said(f"```\n{code}\n{RIGHT}```"), said(RIGHT)])
+    prompts = [asked(), asked(seconds=1), asked()]
+    scores = unit_tests(prompts, [said(RIGHT), said(f"```\n{code}\n{RIGHT}```"), said(RIGHT)])
     assert (scores[0].value, scores[2].value) == (1.0, 1.0)
     return scores[1]
 

@@ -192,7 +192,7 @@ def test_math() -> None:
 
 
 def test_hostile_text_costs_its_limit_and_the_next_answer_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verifiers, "SECONDS", 1.0)
+    monkeypatch.setattr(verifiers, "SECONDS", 2.0)
     catastrophe = asked(pattern="^(a+)+$")
     found = scores(regex, catastrophe, "aa", "a" * 60 + "b", "aaa")
     assert [s.value for s in found] == [1.0, 0.0, 1.0] and found[1].explanation == "Time is up."

@@ -40,7 +40,8 @@ class RolloutConfig(Config):
     policy: str = ""
     """Checkpoint to start from; it is also the reference."""
     reward: str = ""
-    """Reward-model checkpoint or run folder, 'rubric', or 'module:function'."""
+    """Reward-model checkpoint or run folder; several ('mean:A,B', 'worst:A,B', 'uncertainty=0.5:A,B'); 'rubric' or a
+    verifier (docs/verifiers.md); or 'module:function'."""
     prompts: str = "builtin"
     """JSONL of prompts; 'builtin' takes the shipped ones."""
     split: str = "train"
