@@ -17,6 +17,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,19 +48,21 @@ class Work:
     unsure: Label | None = None
     failed: str = ""
 
-    def go(self, address: str, campaign: str) -> None:
-        """Label until the server is gone, or nothing is left."""
+    def go(self, address: str, campaign: str) -> bool:
+        """Label until the server is gone, or nothing is left; whether nothing is."""
         me = Labeler(address, self.name, self.token, campaign)
         try:
             to = (self._send(me, self.unsure) if self.unsure else None) or me.next()
             while to is not None:
                 to = self._send(me, me.read(to, self.rng))
+            return True
         except httpx.TransportError:
             pass
         except Exception as error:
             self.failed = repr(error)
         finally:
             me.http.close()
+        return False
 
     def _send(self, me: Labeler, label: Label) -> str | None:
         self.unsure = label
@@ -87,9 +90,10 @@ def round_(folder: Path, database: str, campaign: str, everyone: list[Work], rng
 def drain(folder: Path, database: str, campaign: str, everyone: list[Work]) -> None:
     """Label what is left, after the leases of the dead have ended."""
     time.sleep(CONFIG.lease_minutes * 60)
-    with serving(folder, database) as server:
-        for work in everyone:
-            work.go(server.address, campaign)
+    with serving(folder, database) as server, ThreadPoolExecutor() as threads:
+        done = list(threads.map(lambda work: work.go(server.address, campaign), everyone))
+    if not all(done):
+        raise SystemExit(f"kill_server.py: the last server did not answer; see {folder / 'server.log'}")
 
 
 def compare(folder: Path, database: str, everyone: list[Work]) -> dict[str, int]:

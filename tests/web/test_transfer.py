@@ -30,13 +30,8 @@ def labeled(workspace: Workspace) -> str:
 
 
 def exported(workspace: Workspace) -> list[Path]:
+    assert workspace.jobs.wait(60)
     return sorted(path for path in (workspace.folder / "exports").iterdir() if "manifest" not in path.name)
-
-
-def ended(workspace: Workspace, address: str) -> None:
-    """Wait for the export that was begun: the first one of a process loads its library."""
-    job = workspace.jobs.last(f"export {workspace.campaigns.by_id(address.split('/')[2]).run}")
-    assert job is not None and job.done.wait(60)
 
 
 def test_every_format_is_written_and_can_be_downloaded(workspace: Workspace, client: Client, labeled: str) -> None:
@@ -45,7 +40,7 @@ def test_every_format_is_written_and_can_be_downloaded(workspace: Workspace, cli
         if kind == "demonstrations":  # nobody wrote one
             continue
         assert send(reviewer, f"{labeled}/export", {"format": kind}).status_code == 303
-        ended(workspace, labeled)
+        assert workspace.jobs.wait(60)
         page = reviewer.get(f"{labeled}/transfer").text
         assert 'class="good"' in page, kind
     assert len(exported(workspace)) == len(FORMATS) - 1
@@ -72,7 +67,7 @@ def test_an_export_is_what_was_chosen_and_names_nobody(workspace: Workspace, cli
 
 def test_a_datasets_folder_comes_as_a_zip(workspace: Workspace, client: Client, labeled: str) -> None:
     send(client("reviewer"), f"{labeled}/export", {"format": "datasets"})
-    ended(workspace, labeled)
+    assert workspace.jobs.wait(60)
     (path,) = exported(workspace)
     with zipfile.ZipFile(path) as packed:
         assert packed.testzip() is None and "data/dataset_info.json" in packed.namelist()
@@ -145,6 +140,7 @@ def test_line_6_bytes_of_odd_texts_come_back_whole(workspace: Workspace, client:
     send(admin, "/import", {"campaign": made.id, "path": "", "pairs": "1", "ways": "2"}, ("odd.jsonl", content))
     for kind in ("jsonl", "csv"):
         send(admin, f"/c/{made.id}/export", {"format": kind})
+        assert workspace.jobs.wait(60)
     found = {path.suffix: path for path in exported(workspace)}
     whole = [json.loads(line)["comparison"] for line in found[".jsonl"].read_text().splitlines()]
     texts = {item["text"] for comparison in whole for item in comparison["items"]}

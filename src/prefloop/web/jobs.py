@@ -48,10 +48,14 @@ class Jobs:
         """The job of that name that began last."""
         return self._jobs.get(name)
 
+    def wait(self, seconds: float) -> bool:
+        """Give each job that runs still so many seconds; whether all have ended."""
+        ended = [job.done.wait(seconds) for job in list(self._jobs.values())]
+        return all(ended)
+
     def close(self) -> None:
         """Give what runs still some seconds to end."""
-        for job in list(self._jobs.values()):
-            job.done.wait(_PATIENCE)
+        self.wait(_PATIENCE)
 
 
 def _run(job: Job, work: Callable[[], str]) -> None:

@@ -17,6 +17,7 @@ from starlette.routing import Route
 
 from prefloop.store import exchange, imports
 from prefloop.store.campaigns import Campaign, MissingError
+from prefloop.store.exporting import export_apart
 from prefloop.types import Json, PrefloopError
 from prefloop.web import sources
 from prefloop.web.errors import sentence
@@ -37,7 +38,7 @@ FORMATS = {
 EXPORTS = "exports"
 HOW = {"pairs": "3", "ways": "2", "skip_bad": ""}
 _HOW = {"pairs": (100, "The number of pairs"), "ways": (9, "The number of answers at a time")}
-_SOON = 1.5  # seconds in which small files are done
+_SOON = 4.0  # seconds in which small files are done
 
 
 @allowed("reviewer")
@@ -157,12 +158,12 @@ def _export(work: Workspace, campaign: Campaign, kind: str) -> str:
     stamp = datetime.fromtimestamp(work.clock(), UTC).strftime("%Y%m%d-%H%M%S")
     path = work.folder / EXPORTS / f"{campaign.id}-{kind}-{stamp}.{ending}"
     if kind != "datasets":
-        manifest = exchange.export(work.store, campaign.run, path, kind, key=work.key)
+        made = export_apart(work.store.engine, campaign.run, path, kind, key=work.key)
     else:
         with TemporaryDirectory(dir=work.folder, prefix=".export-") as whole:
-            manifest = exchange.export(work.store, campaign.run, Path(whole) / "data", kind, key=work.key)
+            made = export_apart(work.store.engine, campaign.run, Path(whole) / "data", kind, key=work.key)
             _zip(Path(whole), path)
-    return f"{path.name}: {manifest['comparisons']:,} items with {manifest['labels']:,} labels."
+    return f"{path.name}: {made['comparisons']:,} items with {made['labels']:,} labels."
 
 
 def _zip(folder: Path, path: Path) -> None:
