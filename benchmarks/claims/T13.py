@@ -11,7 +11,6 @@ Writes T13.json, .svg and .png beside this file; exits 0 only where the claim ho
 """
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -24,8 +23,8 @@ import numpy as np
 import torch
 from gold_toy import Array, World
 from matplotlib.figure import Figure
+from result import finish
 
-from prefloop.data.jsonl import write_atomic
 from prefloop.ops.ensembles import Form, best_of_n, best_of_n_kl, fit_gold_law, r_squared
 
 matplotlib.use("Agg")
@@ -173,13 +172,7 @@ def main(arguments: list[str] | None = None) -> int:
     start = time.monotonic()
     per_seed = [run_seed(seed) for seed in range(options.first, options.first + options.seeds)]
     answer = verdict(per_seed, (time.monotonic() - start) / 60)
-    write_atomic(options.out / "T13.json", json.dumps(answer, indent=2) + "\n")
-    figure = draw(answer)
-    with matplotlib.rc_context({"svg.hashsalt": "T13"}):
-        figure.savefig(options.out / "T13.svg", metadata={"Date": None})
-    figure.savefig(options.out / "T13.png", dpi=110)
-    print(json.dumps(answer, indent=None if options.json else 2))
-    return 0 if answer["holds"] else 1
+    return finish("T13", answer, draw(answer), options.out, one_line=options.json)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ Tuned on seeds from 100 up. Writes T14.json, .svg and .png beside this file; exi
 """
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -22,8 +21,8 @@ import numpy as np
 import torch
 from gold_toy import Array, World
 from matplotlib.figure import Figure
+from result import finish
 
-from prefloop.data.jsonl import write_atomic
 from prefloop.ops.ensembles import best_of_n, best_of_n_kl, disagreement, mean_score, uncertainty_weighted, worst_case
 
 matplotlib.use("Agg")
@@ -146,13 +145,7 @@ def main(arguments: list[str] | None = None) -> int:
     start = time.monotonic()
     per_seed = [run_seed(seed) for seed in range(options.first, options.first + options.seeds)]
     answer = verdict(per_seed, (time.monotonic() - start) / 60)
-    write_atomic(options.out / "T14.json", json.dumps(answer, indent=2) + "\n")
-    figure = draw(answer)
-    with matplotlib.rc_context({"svg.hashsalt": "T14"}):
-        figure.savefig(options.out / "T14.svg", metadata={"Date": None})
-    figure.savefig(options.out / "T14.png", dpi=110)
-    print(json.dumps(answer, indent=None if options.json else 2))
-    return 0 if answer["holds"] else 1
+    return finish("T14", answer, draw(answer), options.out, one_line=options.json)
 
 
 if __name__ == "__main__":

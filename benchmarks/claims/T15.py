@@ -9,7 +9,6 @@ Writes T15.json, .svg and .png beside this file; exits 0 only where the claim ho
 """
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -21,9 +20,9 @@ import matplotlib
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from result import finish
 from torch import Tensor, nn
 
-from prefloop.data.jsonl import write_atomic
 from prefloop.ops.losses import bradley_terry
 from prefloop.ops.statistics import cluster_bootstrap
 
@@ -159,13 +158,7 @@ def main(arguments: list[str] | None = None) -> int:
     start = time.monotonic()
     per_seed = [run_seed(seed) for seed in range(options.seeds)]
     answer = verdict(per_seed, (time.monotonic() - start) / 60)
-    write_atomic(options.out / "T15.json", json.dumps(answer, indent=2) + "\n")
-    figure = draw(answer)
-    with matplotlib.rc_context({"svg.hashsalt": "T15"}):
-        figure.savefig(options.out / "T15.svg", metadata={"Date": None})
-    figure.savefig(options.out / "T15.png", dpi=110)
-    print(json.dumps(answer, indent=None if options.json else 2))
-    return 0 if answer["holds"] else 1
+    return finish("T15", answer, draw(answer), options.out, one_line=options.json)
 
 
 if __name__ == "__main__":

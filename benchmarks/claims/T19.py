@@ -7,7 +7,6 @@ Writes T19.json, .svg and .png beside this file; exits 0 only where the claim ho
 """
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -19,9 +18,9 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from result import finish
 from scipy.special import expit
 
-from prefloop.data.jsonl import write_atomic
 from prefloop.ops.agreement import (
     cohen_kappa,
     fleiss_kappa,
@@ -181,13 +180,7 @@ def main(arguments: list[str] | None = None) -> int:
     start = time.monotonic()
     per_seed = [run_seed(seed, SIMULATIONS // options.seeds) for seed in range(options.seeds)]
     answer = verdict(per_seed, published(), (time.monotonic() - start) / 60)
-    write_atomic(options.out / "T19.json", json.dumps(answer, indent=2) + "\n")
-    figure = draw(answer)
-    with matplotlib.rc_context({"svg.hashsalt": "T19"}):
-        figure.savefig(options.out / "T19.svg", metadata={"Date": None})
-    figure.savefig(options.out / "T19.png", dpi=110)
-    print(json.dumps(answer, indent=None if options.json else 2))
-    return 0 if answer["holds"] else 1
+    return finish("T19", answer, draw(answer), options.out, one_line=options.json)
 
 
 if __name__ == "__main__":

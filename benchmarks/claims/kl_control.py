@@ -24,8 +24,8 @@ import matplotlib
 import tomli_w
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from result import finish
 
-from prefloop.data.jsonl import write_atomic
 from prefloop.data.rows import read_jsonl
 from prefloop.evals.report import last_third_kl
 
@@ -134,12 +134,7 @@ def main(arguments: list[str] | None = None) -> int:
     folders |= {variant: run.with_name(f"{run.name}-kl-{variant}") / "ppo" for variant in VARIANTS}
     answer = verdict({variant: measure(folder) for variant, folder in folders.items()})
     figure = draw({v: [row for _, row in read_jsonl(folder / "metrics.jsonl")] for v, folder in folders.items()})
-    write_atomic(options.out / "kl_control.json", json.dumps(answer, indent=2) + "\n")
-    with matplotlib.rc_context({"svg.hashsalt": "kl_control"}):
-        figure.savefig(options.out / "kl_control.svg", metadata={"Date": None})
-    figure.savefig(options.out / "kl_control.png", dpi=110)
-    print(json.dumps(answer, indent=None if options.json else 2))
-    return 0 if answer["holds"] else 1
+    return finish("kl_control", answer, figure, options.out, one_line=options.json)
 
 
 if __name__ == "__main__":

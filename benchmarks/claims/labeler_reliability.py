@@ -8,7 +8,6 @@ Writes labeler_reliability.json, .svg and .png beside this file; exits 0 only wh
 """
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -20,9 +19,9 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from result import finish
 from scipy.special import expit
 
-from prefloop.data.jsonl import write_atomic
 from prefloop.ops.raters import pair_posterior
 from prefloop.ops.ratings import bradley_terry, rater_effects
 from prefloop.ops.statistics import cluster_bootstrap
@@ -151,13 +150,7 @@ def main(arguments: list[str] | None = None) -> int:
     start = time.monotonic()
     per_seed = [run_seed(seed) for seed in range(options.seeds)]
     answer = verdict(per_seed, (time.monotonic() - start) / 60)
-    write_atomic(options.out / "labeler_reliability.json", json.dumps(answer, indent=2) + "\n")
-    figure = draw(answer)
-    with matplotlib.rc_context({"svg.hashsalt": "labeler_reliability"}):
-        figure.savefig(options.out / "labeler_reliability.svg", metadata={"Date": None})
-    figure.savefig(options.out / "labeler_reliability.png", dpi=110)
-    print(json.dumps(answer, indent=None if options.json else 2))
-    return 0 if answer["holds"] else 1
+    return finish("labeler_reliability", answer, draw(answer), options.out, one_line=options.json)
 
 
 if __name__ == "__main__":
