@@ -30,7 +30,7 @@ def walled() -> bool:
         return False
 
 
-pytestmark = pytest.mark.skipif(not walled(), reason="no sandbox can be built here")
+pytestmark = pytest.mark.skipif(not walled() and os.environ.get("CI") != "true", reason="no sandbox can be built here")
 
 
 def asked(*tests: Json, **checks: Json) -> Prompt:
