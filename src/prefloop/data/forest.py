@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 
 from prefloop.ops.attention import Traits
@@ -79,7 +79,7 @@ class ForestLayout:
             self._masks[window] = forest_mask(self.positions, self.nodes, self.visible, window)
         return self._masks[window]
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, traits: Traits) -> Tensor:
+    def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, traits: Traits) -> Tensor:
         """Attention of the whole row: [H, T, D] x [Hk, T, D] -> [H, T, D]. On a GPU by one kernel."""
         if query.is_cuda and query.shape[-1] >= NARROWEST:
             return flex_attend(query, key, value, self.mask(traits.window), traits)

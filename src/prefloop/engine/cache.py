@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from prefloop.models.attention import layer_index
 from prefloop.ops.attention import Traits
 
 GROWTH = 32  # tokens by which rows grow: attention reads all S places, because products over a slice would copy it
@@ -151,8 +152,10 @@ class Step:
         self.own: dict[tuple[int | None, int], Tensor] = {}
         self.given: dict[tuple[int | None, int], Tensor] = {}
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, traits: Traits) -> Tensor:
-        mixed = self.mix(layer, query.transpose(0, 1), torch.stack([key, value]).permute(2, 0, 1, 3), traits)
+    def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, traits: Traits) -> Tensor:
+        mixed = self.mix(
+            layer_index(module), query.transpose(0, 1), torch.stack([key, value]).permute(2, 0, 1, 3), traits
+        )
         return mixed.view(query.shape[1], query.shape[0], -1).transpose(0, 1)
 
     def mix(self, layer: int, query: Tensor, keys_values: Tensor, traits: Traits) -> Tensor:
@@ -220,8 +223,10 @@ class Reading:
         source[self.padded] = torch.arange(len(self.padded), device=source.device)
         return source
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, traits: Traits) -> Tensor:
-        mixed = self.mix(layer, query.transpose(0, 1), torch.stack([key, value]).permute(2, 0, 1, 3), traits)
+    def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, traits: Traits) -> Tensor:
+        mixed = self.mix(
+            layer_index(module), query.transpose(0, 1), torch.stack([key, value]).permute(2, 0, 1, 3), traits
+        )
         return mixed.view(query.shape[1], query.shape[0], -1).transpose(0, 1)
 
     def mix(self, layer: int, query: Tensor, keys_values: Tensor, traits: Traits) -> Tensor:

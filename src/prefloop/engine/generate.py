@@ -21,7 +21,7 @@ from prefloop.engine.cache import Cache, Reading, Sharing, Step
 from prefloop.engine.decode import Decoder
 from prefloop.engine.graphs import StaticCache, StaticStep, Steps, capturable
 from prefloop.engine.verbs import Request, Weights
-from prefloop.models.attention import Layout
+from prefloop.models.attention import Layout, layer_index
 from prefloop.models.load import LoadedModel, stop_token_ids
 from prefloop.ops.attention import Traits
 from prefloop.types import Completion, FinishReason, PrefloopError, Segment
@@ -58,8 +58,8 @@ class _Empty:
     def __init__(self) -> None:
         self.layers: dict[int, Tensor] = {}
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, traits: Traits) -> Tensor:
-        self.layers[layer] = key.new_empty(2, 0, key.shape[0], 0, key.shape[-1])
+    def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, traits: Traits) -> Tensor:
+        self.layers[layer_index(module)] = key.new_empty(2, 0, key.shape[0], 0, key.shape[-1])
         return value.repeat_interleave(len(query) // len(value), dim=0)
 
 

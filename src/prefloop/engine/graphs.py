@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from prefloop.engine.cache import Cache, Places, Store
+from prefloop.models.attention import layer_index
 from prefloop.ops.attention import Traits, attend
 
 SHORTEST = 64  # tokens of the shortest step
@@ -64,8 +65,10 @@ class StaticStep:
         self.places = Places(store, torch.arange(len(at), device=at.device), at)
         self.biases: dict[int | None, Tensor] = {}
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, traits: Traits) -> Tensor:
-        mixed = self.mix(layer, query.transpose(0, 1), torch.stack([key, value]).permute(2, 0, 1, 3), traits)
+    def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, traits: Traits) -> Tensor:
+        mixed = self.mix(
+            layer_index(module), query.transpose(0, 1), torch.stack([key, value]).permute(2, 0, 1, 3), traits
+        )
         return mixed.view(query.shape[1], query.shape[0], -1).transpose(0, 1)
 
     def mix(self, layer: int, query: Tensor, keys_values: Tensor, traits: Traits) -> Tensor:

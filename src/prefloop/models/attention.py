@@ -16,9 +16,15 @@ IMPLEMENTATION = "prefloop_forest"
 class Layout(Protocol):
     """A forest in training, or the sampler's cache: what the keyword `layout` of a forward carries."""
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, traits: Traits) -> Tensor:
-        """query [H, T, D], key and value [Hk, T, D] of the row of T tokens -> [H, T, D]."""
+    def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, traits: Traits) -> Tensor:
+        """query [H, T, D], key and value [Hk, T, D] of the row of T tokens, in a layer's attention -> [H, T, D]."""
         ...
+
+
+def layer_index(module: nn.Module) -> int:
+    """The layer that an attention belongs to. Who keeps nothing by layers does not ask: compiled code then serves them
+    all."""
+    return int(getattr(module, "layer_idx", 0))
 
 
 def forest_attention(
@@ -48,8 +54,7 @@ def forest_attention(
         raise PrefloopError(f"Attention over a forest takes one row of tokens, not a batch of {query.shape[0]}.")
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     traits = Traits(scaling=scale, window=sliding_window, softcap=softcap, sinks=s_aux)
-    layer: Any = getattr(module, "layer_idx", 0)
-    out = layout.attend(int(layer), query[0], key[0], value[0], traits)
+    out = layout.attend(module, query[0], key[0], value[0], traits)
     return out.transpose(0, 1).unsqueeze(0), None
 
 

@@ -23,7 +23,7 @@ import torch
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from tokenizers import Tokenizer as Backend
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
@@ -309,7 +309,7 @@ def _check_forest(model: Model, name: str) -> None:
 class _Alone:
     """The layout of a single token, which sees itself: attention gives its value back."""
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, traits: Traits) -> Tensor:
+    def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, traits: Traits) -> Tensor:
         return value.repeat_interleave(query.shape[0] // value.shape[0], dim=0)
 
 
