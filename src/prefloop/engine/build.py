@@ -117,12 +117,13 @@ def build_learner(
         pooling=pooling,
         lora=lora is not None,
         recompute=engine.recompute,
+        compiles=engine.compile,
     )
 
 
 def build_scorer(loaded: LoadedModel, engine: EngineConfig) -> LocalScorer:
     """A frozen model without a head: the reference."""
-    return LocalScorer(loaded, token_budget=engine.token_budget)
+    return LocalScorer(loaded, token_budget=engine.token_budget, compiles=engine.compile)
 
 
 def build_reward_scorer(name: str, engine: EngineConfig) -> tuple[LocalScorer, Checkpoint]:
@@ -130,7 +131,13 @@ def build_reward_scorer(name: str, engine: EngineConfig) -> tuple[LocalScorer, C
     folder = resolve_checkpoint(name)
     loaded, record = load(folder, engine, "reward"), read_checkpoint(folder)
     head = load_head(folder).to(next(loaded.model.parameters()).device)
-    scorer = LocalScorer(loaded, token_budget=engine.token_budget, head=head, pooling=record.details["pooling"])
+    scorer = LocalScorer(
+        loaded,
+        token_budget=engine.token_budget,
+        head=head,
+        pooling=record.details["pooling"],
+        compiles=engine.compile,
+    )
     return scorer, record
 
 

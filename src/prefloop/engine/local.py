@@ -20,7 +20,7 @@ from prefloop.engine.objectives import Outputs, resolve_loss
 from prefloop.engine.verbs import Column, Read, Readings, Weights
 from prefloop.models.checkpoint import load_state, load_training, save_checkpoint
 from prefloop.models.heads import ScalarHead
-from prefloop.models.layers import carried, layer_of, layers_of, recomputed
+from prefloop.models.layers import carried, compiled, layer_of, layers_of, recomputed, running
 from prefloop.models.load import LoadedModel
 from prefloop.models.lora import adapter_off, adapter_parameters
 from prefloop.models.norms import fuse_norms
@@ -36,7 +36,13 @@ class LocalScorer:
     recompute = False
 
     def __init__(
-        self, loaded: LoadedModel, *, token_budget: int, head: ScalarHead | None = None, pooling: Pooling = "last"
+        self,
+        loaded: LoadedModel,
+        *,
+        token_budget: int,
+        head: ScalarHead | None = None,
+        pooling: Pooling = "last",
+        compiles: bool = False,
     ) -> None:
         self.loaded = loaded
         model: Any = loaded.model
@@ -48,9 +54,13 @@ class LocalScorer:
         self.pooling = pooling
         self.token_budget = token_budget
         self.device = next(self.model.parameters()).device
-        self.softcap: float | None = getattr(loaded.model.config.get_text_config(), "final_logit_softcapping", None)
         first = min((layer_of(name) or 0 for name in adapter_parameters(self.model)), default=0)
         self.unadapted: Sequence[nn.Module] = list(getattr(self.trunk, "layers", ()))[:first]
+        text = loaded.model.config.get_text_config()
+        self.softcap: float | None = getattr(text, "final_logit_softcapping", None)
+        self.windows = {None, getattr(text, "sliding_window", None)}
+        self.layers = layers_of(self.trunk) if compiles and self.device.type == "cuda" else []
+        self.compiled = compiled(self.layers)
         self.lower: dict[object, list[Any]] = {}  # what they gave for the forests that `forward` has compared
 
     @property
@@ -60,7 +70,9 @@ class LocalScorer:
     def hidden(self, forest: Forest, lower: list[Any]) -> Tensor:
         """Last hidden states [T, D] of a forest. `lower`: what the layers below all adapters gave, empty before."""
         upper = layers_of(self.trunk)[len(self.unadapted) :] if self.recompute and torch.is_grad_enabled() else ()
-        with carried(self.unadapted, lower), recomputed(upper):
+        for window in self.windows if self.layers else ():
+            forest.layout.mask(window)  # made once, and not by what is compiled
+        with running(self.layers, self.compiled), carried(self.unadapted, lower), recomputed(upper):
             out = self.trunk(
                 input_ids=forest.tokens[None],
                 position_ids=forest.positions[None],
@@ -248,8 +260,9 @@ class LocalLearner(LocalScorer):
         pooling: Pooling = "last",
         lora: bool = False,
         recompute: bool = False,
+        compiles: bool = False,
     ) -> None:
-        super().__init__(loaded, token_budget=token_budget, head=head, pooling=pooling)
+        super().__init__(loaded, token_budget=token_budget, head=head, pooling=pooling, compiles=compiles)
         self.recompute = recompute
         self.version = 0
         self.max_grad_norm = optim.max_grad_norm

@@ -1,14 +1,16 @@
 """Which layer a parameter or module belongs to, training the upper layers only, and not running the others twice."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from prefloop.ops.flex import KERNELS
 from prefloop.types import PrefloopError
 
 
@@ -42,17 +44,36 @@ def layers_of(trunk: nn.Module) -> list[nn.Module]:
     return next([*part] for part in trunk.children() if isinstance(part, nn.ModuleList))
 
 
+def compiled(layers: Sequence[nn.Module]) -> list[Callable[..., Any]]:
+    """The forward of each layer, compiled when it first runs: layers of one shape share what is made."""
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, KERNELS)
+    return [torch.compile(layer.forward, dynamic=True) for layer in layers]
+
+
+@contextmanager
+def running(layers: Sequence[nn.Module], forwards: Sequence[Callable[..., Any]]) -> Iterator[None]:
+    """Inside, each layer runs its forward of these."""
+    before = [vars(layer).get("forward") for layer in layers]
+    for layer, forward in zip(layers, forwards, strict=True):
+        layer.forward = forward
+    try:
+        yield
+    finally:
+        for layer, known in zip(layers, before, strict=True):
+            if known is None:
+                del layer.forward
+            else:
+                layer.forward = known
+
+
 @contextmanager
 def recomputed(layers: Sequence[nn.Module]) -> Iterator[None]:
     """Inside, these layers keep their inputs only, and run again in the backward pass (Chen et al. 2016,
     arXiv 1604.06174)."""
-    for layer in layers:
-        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
-    try:
+    with running(
+        layers, [partial(checkpoint, one.forward, use_reentrant=False, preserve_rng_state=False) for one in layers]
+    ):
         yield
-    finally:
-        for layer in layers:
-            del layer.forward
 
 
 @contextmanager
@@ -66,10 +87,5 @@ def carried(layers: Sequence[nn.Module], known: list[Any]) -> Iterator[None]:
         finally:
             hook.remove()
         return
-    for layer in layers:
-        layer.forward = lambda *_, **__: known[0]
-    try:
+    with running(layers, [lambda *_, **__: known[0]] * len(layers)):
         yield
-    finally:
-        for layer in layers:
-            del layer.forward

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import cache
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,13 @@ def fuse_norms(model: nn.Module) -> None:
     for module in model.modules():
         kind = type(module)
         if kind.__name__ in KINDS and not issubclass(kind, _Fused):
-            module.__class__ = type(kind.__name__, (_Fused, kind), {})
+            module.__class__ = _fused(cast(Any, kind))
+
+
+@cache
+def _fused(kind: Any) -> Any:
+    """One class for all norms of a kind: compiled code tells modules apart by their classes."""
+    return type(kind.__name__, (_Fused, kind), {})
 
 
 class _Fused(nn.Module):
