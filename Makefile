@@ -73,7 +73,7 @@ bench: setup $(TRL)/.installed $(VLLM)/.installed $(LLAMA)/.installed
 
 # The same jobs on an NVIDIA GPU, beside generate.
 bench-gpu: setup
-	$(BIN)/python benchmarks/gpu.py && $(BIN)/python benchmarks/table.py
+	$(BIN)/python benchmarks/gpu.py --compile && $(BIN)/python benchmarks/table.py
 
 $(TRL)/.installed: constraints.txt
 	test -x $(TRL)/bin/python || $(PYTHON) -m venv $(TRL)

@@ -6,7 +6,7 @@ DATA: comparisons that prefloop reads, PandaLM's test set, or FineGrained RLHF's
 by their first turn. Each fold's learning rate is chosen on a fifth of its training part, then the model learns from the
 whole part (and from N of its pairs) and is measured on the fold. Scores stand in WORK/NAME, so that a run that was cut
 off goes on. Prints one JSON object and writes NAME.json and a plot; exits 0 only where the lower bound of the paired
-difference to TF-IDF is above -2 points.
+difference to TF-IDF is above -2 points, and that of a model that learned from shuffled labels is not.
 """
 
 import argparse
@@ -28,7 +28,7 @@ import numpy as np
 from prefloop.configs.reward import RewardConfig
 from prefloop.configs.shared import EngineConfig, OptimConfig
 from prefloop.data.heldout import distinct_pairs
-from prefloop.data.jsonl import asked, content_id, text_completion, write_atomic, write_jsonl
+from prefloop.data.jsonl import asked, text_completion, write_atomic, write_jsonl
 from prefloop.data.rows import read_rows
 from prefloop.data.sources import load_preferences
 from prefloop.ops.statistics import calibration_slope, cluster_bootstrap
@@ -55,7 +55,7 @@ class Job:
 
 
 def read(path: Path) -> list[Preference]:
-    """Every compared pair as a preference, its group the first turn, its target the share of people for item 0."""
+    """Every compared pair as a preference, its target the share of people for item 0."""
     _, first = next(iter(read_rows(path)))
     if "annotator1" in first:
         found = [_panda(row) for _, row in read_rows(path)]
@@ -64,8 +64,12 @@ def read(path: Path) -> list[Preference]:
     else:
         found = load_preferences(path, skip_bad=True)
     found = distinct_pairs(found)
-    first_turns = [next(m.content for m in p.prompt.messages if m.role == "user") for p in found]
-    return [replace(p, group=content_id(turn)) for p, turn in zip(found, first_turns, strict=True)]
+    return [replace(pair, group=pair.prompt.id) for pair in found]
+
+
+def opening(pair: Preference) -> str:
+    """The first turn: what begins alike goes into one fold."""
+    return next(message.content for message in pair.prompt.messages if message.role == "user")
 
 
 def _panda(row: Mapping[str, Any]) -> Preference:
@@ -94,7 +98,7 @@ def dealt(groups: Sequence[str], seed: int) -> Floats:
 
 
 def fit(job: Job, pairs: Sequence[Preference], work: Path, model: str, threads: int) -> None:
-    """Train by the reward stage and keep the scores of the measured pairs: WORK/job.json holds [score a, score b]."""
+    """Train by the reward stage and keep in WORK/job.json which pairs were measured and [score a, score b] of each."""
     from prefloop.stages.reward import run  # loads torch, which the parent does without
 
     folder = work / job.name
@@ -116,14 +120,17 @@ def fit(job: Job, pairs: Sequence[Preference], work: Path, model: str, threads: 
     rows = [json.loads(line) for line in (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
     scores = [[row["score_a"] / result["gain"], row["score_b"] / result["gain"]] for row in rows]
     assert len(scores) == len(job.measured), f"{len(scores)} scores of {len(job.measured)} pairs"
-    write_atomic(work / f"{job.name}.json", json.dumps(scores))
+    write_atomic(work / f"{job.name}.json", json.dumps({"measured": job.measured, "scores": scores}))
     shutil.rmtree(folder)
     (work / f"{job.name}.jsonl").unlink()
 
 
 def leads(work: Path, job: Job) -> Floats:
     """Score of a less score of b, in logits, of a job's measured pairs."""
-    scores = np.array(json.loads((work / f"{job.name}.json").read_text()))
+    known = json.loads((work / f"{job.name}.json").read_text())
+    if known["measured"] != list(job.measured):
+        raise SystemExit(f"human_accuracy.py: {work / job.name}.json holds the scores of other pairs; remove {work}.")
+    scores = np.array(known["scores"])
     return scores[:, 0] - scores[:, 1]
 
 
@@ -172,7 +179,7 @@ def tfidf(pairs: Sequence[Preference], training: Sequence[int], measured: Sequen
 
 def parts(training: Sequence[int], pairs: Sequence[Preference], seed: int) -> tuple[list[int], list[int]]:
     """Four fifths and one fifth of pairs, no group in both."""
-    fold = dealt([pairs[i].group for i in training], seed)
+    fold = dealt([opening(pairs[i]) for i in training], seed)
     return [i for i, f in zip(training, fold, strict=True) if f], [
         i for i, f in zip(training, fold, strict=True) if not f
     ]
@@ -189,7 +196,7 @@ def compare(pairs: Sequence[Preference], ours: Floats, theirs: Floats) -> dict[s
     for name, values in (("accuracy", ours), ("tfidf", theirs), ("difference", ours - theirs)):
         by_group: defaultdict[str, list[float]] = defaultdict(list)
         for pair, value in zip(pairs, values, strict=True):
-            by_group[pair.group].append(float(value))
+            by_group[opening(pair)].append(float(value))
         low, high = cluster_bootstrap([by_group[group] for group in sorted(by_group)], resamples=10_000)
         found |= {name: float(values.mean()), f"{name}_low": low, f"{name}_high": high}
     return found
@@ -217,7 +224,7 @@ def main() -> int:
         pairs = [replace(pair, target=vote) for pair, vote in zip(pairs, majority, strict=True)]
     work = chosen.work / chosen.name
     work.mkdir(parents=True, exist_ok=True)
-    fold = dealt([pair.group for pair in pairs], 0)
+    fold = dealt([opening(pair) for pair in pairs], 0)
     training = [np.flatnonzero(fold != k).tolist() for k in range(FOLDS)]
     measured = [np.flatnonzero(fold == k).tolist() for k in range(FOLDS)]
 
@@ -265,6 +272,7 @@ def main() -> int:
     lengths = np.array([[len(item.text.split()) for item in pair.items] for pair in pairs])
     longer = out_of_fold(lambda k: (lengths[measured[k], 0] - lengths[measured[k], 1]).astype(float))
     found = compare(decided, members[0], theirs)
+    chance = compare(decided, out_of_fold(lambda k: leads(work, control[k])), theirs)
     answer = {
         "id": chosen.name,
         "claim": "Out of fold the reward model agrees with people no worse than a TF-IDF pair classifier.",
@@ -276,7 +284,7 @@ def main() -> int:
         "soft": chosen.soft,
         **{name: round(value, 4) for name, value in found.items()},
         "longer_wins": round(float(longer.mean()), 4),
-        "shuffled_labels": round(float(out_of_fold(lambda k: leads(work, control[k])).mean()), 4),
+        "shuffled_labels": {name: round(chance[name], 4) for name in ("accuracy", "difference", "difference_low")},
         "members": [round(float(one.mean()), 4) for one in members],
         "ensemble": None,
         "curve": {
@@ -287,7 +295,7 @@ def main() -> int:
             for n, jobs in curve.items()
         },
         "by_votes": {},
-        "holds": found["difference_low"] > BAR,
+        "holds": chance["difference_low"] <= BAR < found["difference_low"],
     }
     if chosen.members > 1:
         summed = out_of_fold(lambda k: np.sum([leads(work, whole[k, m]) for m in range(chosen.members)], axis=0))
@@ -324,13 +332,16 @@ def plot(answer: Mapping[str, Any]) -> Any:
             capsize=3,
         )
     left.set(xscale="log", xlabel="comparisons learned from", ylabel="accuracy out of fold")
+    left.set_xticks(sizes, map(str, sizes))
+    left.minorticks_off()
     left.legend()
     for place, name in enumerate(("longer_wins", "shuffled_labels"), 2):
-        ends.plot(answer[name], place, "o", color="grey")
+        value = answer[name]["accuracy"] if name == "shuffled_labels" else answer[name]
+        ends.plot(value, place, "o", color="grey")
     ends.set_yticks(range(4), ["reward model", "TF-IDF pairs", "longer wins", "labels shuffled"])
     ends.axvline(0.5, color="grey", linewidth=0.8)
     ends.invert_yaxis()
-    ends.set(xlabel="accuracy out of fold, 95 % interval over prompts")
+    ends.set(xlabel="accuracy out of fold (95 % intervals)")
     return figure
 
 
