@@ -36,9 +36,9 @@ def trees(count: int = 4) -> list[Tree]:
     return [Tree(id=str(i), nodes=tuple(node(0 if k else -1, n) for k, n in enumerate(s))) for i, s in enumerate(sizes)]
 
 
-def learner(family: str, device: str, budget: int = 4096) -> LocalLearner:
+def learner(family: str, device: str, budget: int = 4096, *, compiles: bool = False) -> LocalLearner:
     loaded = LoadedModel(tiny_model(3, family=family).to(device), TOKENIZER, "tiny", "")
-    return LocalLearner(loaded, optim=OptimConfig(lr=1e-3), token_budget=budget)
+    return LocalLearner(loaded, optim=OptimConfig(lr=1e-3), token_budget=budget, compiles=compiles)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -49,6 +49,19 @@ def test_gradients(family: str, device: str) -> None:
     found, expected = (each.forward_backward(trees(), "sft", {}) for each in (whole, single))
     assert found["loss/train"] == pytest.approx(expected["loss/train"], rel=1e-5)
     for one, other in zip(whole.weights, single.weights, strict=True):
+        assert one.grad is not None and other.grad is not None
+        assert float((one.grad.cpu() - other.grad).norm() / other.grad.norm()) < 1e-4
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_of_compiled_layers(family: str, device: str) -> None:
+    """On a GPU; elsewhere nothing is compiled, and that is the same too."""
+    ours, plain = learner(family, device, compiles=True), learner(family, "cpu")
+    for count in (4, 2, 3):  # other lengths and numbers of nodes
+        found, expected = (each.forward_backward(trees(count), "sft", {}) for each in (ours, plain))
+        assert found["loss/train"] == pytest.approx(expected["loss/train"], rel=1e-5)
+    for one, other in zip(ours.weights, plain.weights, strict=True):
         assert one.grad is not None and other.grad is not None
         assert float((one.grad.cpu() - other.grad).norm() / other.grad.norm()) < 1e-4
 
