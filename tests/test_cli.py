@@ -212,7 +212,7 @@ def test_a_backup_is_a_database_of_its_own(tmp_path: Path, one: str, request: py
     assert "pg_dump" in done["error"]
 
 
-@pytest.mark.parametrize("command", ["import", "export", "verify", "backup"])
+@pytest.mark.parametrize("command", ["import", "export", "prioritise", "verify", "backup"])
 def test_help_of_the_label_commands_says_what_they_take(command: str) -> None:
     done = runner.invoke(cli.app, ["labels", command, "--help"])
     words = done.stdout.split()

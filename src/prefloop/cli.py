@@ -256,6 +256,35 @@ def import_labels(
     finish(work, as_json)
 
 
+@labels.command("prioritise")
+def prioritise_labels(
+    run: RunPath,
+    reward: Annotated[
+        str,
+        typer.Option(metavar="REWARD", help="Reward run's folder, or several: mean:A,B.", show_default=False),
+    ],
+    by: Annotated[
+        Literal["disagreement", "near-miss"],
+        typer.Option(help="How much the reward models disagree on who wins, or how near that is to a half."),
+    ] = "disagreement",
+    database: Database = "",
+    as_json: AsJson = False,
+) -> None:
+    """Have a campaign ask first what would teach the reward models most; uniform picks keep their share."""
+
+    def work() -> Mapping[str, Any]:
+        from prefloop.store.labels import open_store
+
+        with open_store(database) as store:
+            name = _label_run(run, store)
+        from prefloop.configs.shared import EngineConfig
+        from prefloop.stages.priorities import prioritise
+
+        return prioritise(database, name, reward, by, EngineConfig())
+
+    finish(work, as_json)
+
+
 @labels.command("verify")
 def verify_labels(database: Database = "", as_json: AsJson = False) -> None:
     """Go through the audit log and every judgment; fails where something was changed, removed or slipped in."""
