@@ -1,9 +1,8 @@
 """Do fewer labels do where an ensemble says what to ask? active_sampling.py --seeds 10
 
-Answers are features of a frozen trunk, of unequal spread; a planted linear head gives their worth, and people prefer
-the first of two with the probability sigmoid(difference). The reward model is five linear heads on that trunk, each
-fitted by maximum likelihood on labels drawn with replacement (Christiano et al. 2017), their mean the score. Labels
-come in batches. A campaign's share of uniform picks stays uniform; the rest goes by priority: the heads' disagreement,
+The reward model is five linear heads on a frozen trunk (linear_toy.py), each fitted on labels drawn with replacement
+(Christiano et al. 2017), their mean the score. Labels come in batches. A campaign's share of uniform picks stays
+uniform; the rest goes by priority: the heads' disagreement,
 or near-misses, of ops/acquisition.py. Counted: labels until the held-out accuracy, against the planted preference,
 that uniform picks reach at TARGET labels, over their own count. Control: random priorities must gain nothing.
 Tuned on seeds from 100 up. Writes active_sampling.json, .svg and .png beside this file; exits 0 only where it holds.
@@ -19,8 +18,8 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from linear_toy import Array, accuracy, comparisons, fitted, planted
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 from result import finish
 from scipy.special import expit
 
@@ -33,40 +32,24 @@ OUT = Path(__file__).parent
 CLAIM = "Disagreement and near-misses reach the accuracy of uniform picks with fewer labels."
 SOURCE = "Christiano et al. 2017 (arXiv 1706.03741), section 2.2.4, whose ablation found that it can also hurt"
 RATIO = 0.8
-WIDTH, DECAY, SHARPNESS, PRIOR = 32, 0.5, 4.0, 1.0
 POOL, TEST, MEMBERS, DATA_SETS = 3000, 4000, 5, 5
 BATCH, ROUNDS = 32, 26
 COUNTS = BATCH * np.arange(1, ROUNDS + 1)
 TARGET = int(COUNTS[15])
 UNIFORM = CampaignConfig().uniform_share
 WAYS = ("uniform", "disagreement", "near-miss", "random")
-Array = NDArray[np.float64]
-
-
-def fitted(features: Array, label: Array, times: Array) -> Array:
-    """[WIDTH] head of the highest posterior, by Newton's method; `times`: how often each label counts."""
-    head = np.zeros(WIDTH)
-    for _ in range(8):
-        chance = expit(features @ head)
-        curvature = (features * (times * chance * (1 - chance))[:, None]).T @ features + PRIOR * np.eye(WIDTH)
-        head = head + np.linalg.solve(curvature, features.T @ (times * (label - chance)) - PRIOR * head)
-    return head
 
 
 def along(seed: int, way: str) -> Array:
     """[ROUNDS] held-out accuracy. Ways share pool, labels, held-out pairs and the first batch."""
     rng = np.random.default_rng(seed)
-    spread = np.arange(1, WIDTH + 1) ** -DECAY
-    pool, test = (rng.normal(size=(2, count, WIDTH)) * spread for count in (POOL, TEST))
-    features, fresh = pool[0] - pool[1], test[0] - test[1]
-    head = rng.normal(size=WIDTH)
-    head *= SHARPNESS / np.sqrt(2 * ((head * spread) ** 2).sum())
+    features, fresh, head = comparisons(POOL, rng), comparisons(TEST, rng), planted(rng)
     label = (rng.random(POOL) < expit(features @ head)).astype(float)
     known, found = rng.permutation(POOL)[:BATCH], []
     for _ in range(ROUNDS):
         draws = rng.multinomial(known.size, np.full(known.size, 1 / known.size), size=MEMBERS).astype(float)
         heads = np.stack([fitted(features[known], label[known], times) for times in draws])
-        found.append(float(np.mean((fresh @ heads.mean(axis=0) > 0) == (fresh @ head > 0))))
+        found.append(accuracy(heads.mean(axis=0), head, fresh))
         leads = heads @ features.T
         priority = {
             "uniform": lambda leads: np.zeros(POOL),
