@@ -462,6 +462,16 @@ def test_a_tree_over_the_budget_is_cut_by_branches_with_the_same_gradients(
                 np.testing.assert_allclose(other[node], column, atol=1e-5)
 
 
+@pytest.mark.parametrize("pooling", ["last", "mean", 3])
+def test_heads_read_the_same_states_wherever_a_tree_is_cut(pooling: Pooling) -> None:
+    trees = [large_tree(first_turn=True), *make_pairs()]
+    head = reward_head(16, 0)
+    for budget in (1000, 80):
+        scorer = LocalScorer(loaded(), token_budget=budget, head=head, pooling=pooling)
+        for states, reading in zip(scorer.pooled(trees), scorer.forward(trees, {"scores"}), strict=True):
+            assert head(states).tolist() == pytest.approx([reading.scores[n] for n in sorted(reading.scores)], abs=1e-6)
+
+
 def test_a_branch_over_the_budget_says_so() -> None:
     learner = build_learner(loaded(), ENGINE.model_copy(update={"token_budget": 40}), OPTIM)
     with pytest.raises(PrefloopError, match=r"A branch of tree 'large' has 43 tokens, over the token budget of 40"):

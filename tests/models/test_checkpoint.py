@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from prefloop.models.checkpoint import (
     latest_checkpoint,
     load_head,
+    load_members,
     load_state,
     load_training,
     read_checkpoint,
@@ -36,6 +37,7 @@ def _save(folder: Path, seed: int = 0) -> Checkpoint:
         model=tiny_model(seed, layers=1, width=16),
         tokenizer=tiny_tokenizer(),
         head=reward_head(16, seed=0),
+        members=[reward_head(16, seed=1), reward_head(16, seed=2)],
         training=TRAINING,
         state=STATE,
     )
@@ -54,6 +56,8 @@ def test_everything_comes_back_as_it_was(saved: Path) -> None:
     assert (record.kind, record.step, record.parent, record.config_hash) == ("reward", 7, "base", "c0ffee")
     assert record.details == RECORD.details
     assert torch.equal(load_head(saved).weight, reward_head(16, seed=0).weight)
+    members = load_members(saved)
+    assert [m.weight.tolist() for m in members] == [reward_head(16, seed=i).weight.tolist() for i in (1, 2)]
     training = load_training(saved)
     assert set(training) == set(TRAINING)
     assert all(torch.equal(training[name], TRAINING[name]) for name in TRAINING)
@@ -75,6 +79,7 @@ def test_a_policy_has_no_head_and_optional_parts_are_empty(tmp_path: Path) -> No
     assert load_training(tmp_path / "p") == {} and load_state(tmp_path / "p") == {}
     with pytest.raises(PrefloopError, match="not a reward model's"):
         load_head(tmp_path / "p")
+    assert load_members(tmp_path / "p") == []
 
 
 def test_adapters_are_written_merged_and_can_be_resumed(tmp_path: Path) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from prefloop.configs.shared import EngineConfig
 from prefloop.models.checkpoint import save_checkpoint
@@ -27,15 +31,29 @@ PROMPTS = [Prompt(id=name, messages=(Message(role="user", content=name),)) for n
 ANSWERS = [answer(text) for text in ("x", "yes", "a longer answer", "no")]
 
 
+def save(
+    path: Path, head: int, scale: tuple[float, float], *, model: Any = None, others: Sequence[int] = (), **details: Any
+) -> None:
+    """A reward run with a head, and further ones, by their seeds."""
+    known = {"pooling": "last", "gain": scale[0], "bias": scale[1], "members": [SCALES[i] for i in others]}
+    parent = details.pop("parent", "tiny")
+    record = Checkpoint(path="", kind="reward", step=0, parent=parent, config_hash="", details=known | details)
+    save_checkpoint(
+        path / "checkpoint",
+        record=record,
+        model=tiny_model(width=16) if model is None else model,
+        tokenizer=tiny_tokenizer(),
+        head=reward_head(16, head),
+        members=[reward_head(16, other) for other in others],
+    )
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Three members with heads and scales of their own."""
     paths = [tmp_path_factory.mktemp("reward") for _ in SCALES]
-    for seed, (path, (gain, bias)) in enumerate(zip(paths, SCALES, strict=True)):
-        details = {"pooling": "last", "gain": gain, "bias": bias}
-        record = Checkpoint(path="", kind="reward", step=0, parent="tiny", config_hash="", details=details)
-        parts = {"model": tiny_model(width=16), "tokenizer": tiny_tokenizer(), "head": reward_head(16, seed)}
-        save_checkpoint(path / "checkpoint", record=record, **parts)
+    for seed, (path, scale) in enumerate(zip(paths, SCALES, strict=True)):
+        save(path, seed, scale)
     return [str(path) for path in paths]
 
 
@@ -71,6 +89,76 @@ def test_doubt_costs_what_the_name_says(folders: list[str], alone: list[list[flo
     assert resolve_reward(f"mean:{pair}", ENGINE)([], []) == []
 
 
+@pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The heads of all three members on one trunk."""
+    path = tmp_path_factory.mktemp("several")
+    save(path, 0, SCALES[0], others=(1, 2))
+    return str(path)
+
+
+@pytest.mark.parametrize("how", ["mean", "worst", "uncertainty=0.5"])
+def test_heads_on_one_trunk_are_as_good_as_models(folders: list[str], several: str, how: str) -> None:
+    apart = resolve_reward(f"{how}:{','.join(folders)}", ENGINE)(PROMPTS, ANSWERS)
+    together = resolve_reward(f"{how}:{several}", ENGINE)
+    for one, other in zip(together(PROMPTS, ANSWERS), apart, strict=True):
+        assert one.value == pytest.approx(other.value, abs=1e-6)
+        assert list(one.parts.values()) == pytest.approx(list(other.parts.values()), abs=1e-6)
+        assert list(one.parts) == [*(f"{several}/checkpoint#{i}" for i in range(3)), "disagreement"]
+    mixed = resolve_reward(f"mean:{several},{folders[0]}", ENGINE)
+    assert isinstance(mixed, EnsembleReward) and len(mixed.members) == 4
+
+
+def test_by_itself_the_first_head_is_the_reward_and_doubt_is_said(several: str, alone: list[list[float]]) -> None:
+    found = LearnedReward(several, ENGINE)(PROMPTS, ANSWERS)
+    assert [score.value for score in found] == pytest.approx(alone[0], abs=1e-6)
+    assert [score.parts["disagreement"] for score in found] == pytest.approx(np.std(alone, axis=0), abs=1e-6)
+    assert [2.0 * score.parts["raw"] - 0.5 for score in found] == pytest.approx(alone[0], abs=1e-6)
+
+
+def test_the_trunk_is_loaded_and_passed_once(folders: list[str], several: str) -> None:
+    passes = []
+    for folder in (folders[0], several):
+        model = LearnedReward(folder, ENGINE)
+        counted: list[int] = []
+        model.scorer.trunk.register_forward_hook(lambda *_, counted=counted: counted.append(1))
+        model(PROMPTS, ANSWERS)
+        passes.append(len(counted))
+    assert passes[0] == passes[1] > 0
+
+
+def test_an_average_of_heads_on_one_trunk_is_the_mean_of_scores(folders: list[str], alone: list[list[float]]) -> None:
+    found = resolve_reward(f"average:{','.join(folders)}", ENGINE)(PROMPTS, ANSWERS)
+    assert [score.value for score in found] == pytest.approx(np.mean(alone, axis=0), abs=1e-6)
+    assert found[0].by == f"average:{','.join(folders)}"
+
+
+def test_an_average_has_the_mean_of_all_weights(folders: list[str], tmp_path: Path) -> None:
+    """Two trunks: one model with their mean weights, which is not the mean of their scores."""
+    first, second, mean = tiny_model(0, width=16), tiny_model(1, width=16), tiny_model(0, width=16)
+    with torch.no_grad():
+        for part, other in zip(mean.parameters(), second.parameters(), strict=True):
+            part.copy_((part + other) / 2)
+    save(tmp_path / "second", 0, (1.0, 0.0), model=second)
+    save(tmp_path / "first", 0, (1.0, 0.0), model=first)
+    save(tmp_path / "mean", 0, (1.0, 0.0), model=mean)
+    scores = {
+        name: [score.value for score in resolve_reward(name.format(f=tmp_path), ENGINE)(PROMPTS, ANSWERS)]
+        for name in ("{f}/mean", "average:{f}/first,{f}/second", "mean:{f}/first,{f}/second")
+    }
+    expected, averaged, combined = scores.values()
+    assert averaged == pytest.approx(expected, abs=1e-6)
+    assert averaged != pytest.approx(combined, abs=1e-2)
+
+
+def test_an_average_needs_one_beginning(folders: list[str], tmp_path: Path) -> None:
+    save(tmp_path / "other", 0, (1.0, 0.0), parent="elsewhere")
+    save(tmp_path / "pooled", 0, (1.0, 0.0), pooling="mean")
+    for folder, said in (("other", "share their parent; 'tiny' is not 'elsewhere'"), ("pooled", "share their pooling")):
+        with pytest.raises(PrefloopError, match=said):
+            resolve_reward(f"average:{folders[0]},{tmp_path / folder}", ENGINE)
+
+
 def test_a_single_run_is_still_itself_and_own_functions_are_found(
     folders: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -89,6 +177,10 @@ def test_a_single_run_is_still_itself_and_own_functions_are_found(
         ("worst:{a},{a}/../{tail}", "each only once"),
         ("mean:{a},", "'' is no folder"),
         ("mean:{a},nowhere", "'nowhere' is no folder"),
+        ("average:{a}", "two members or more"),
+        ("average:{a},{a}", "each only once"),
+        ("average:{a},nowhere", "'nowhere' is no folder"),
+        ("average=2:{a},{b}", "an average takes no number"),
         ("mean=2:{a},{b}", "only uncertainty takes a number"),
         ("uncertainty:{a},{b}", "what a unit of variance costs"),
         ("uncertainty=-1:{a},{b}", "what a unit of variance costs"),

@@ -84,6 +84,18 @@ def test_what_waits_is_asked_by_what_the_members_make_of_it(here: Scene, folders
     }
 
 
+def test_heads_on_one_trunk_disagree_too(here: Scene, folders: list[str], tmp_path: Path) -> None:
+    details = {"pooling": "last", "gain": 0.3, "bias": 1.0, "members": [(1.3, 1.0)]}
+    record = Checkpoint(path="", kind="reward", step=0, parent="tiny", config_hash="", details=details)
+    parts: dict[str, Any] = {"model": tiny_model(width=16), "tokenizer": tiny_tokenizer(), "head": reward_head(16, 0)}
+    save_checkpoint(tmp_path / "rm" / "checkpoint", record=record, members=[reward_head(16, 1)], **parts)
+    found = []
+    for name in (f"mean:{','.join(folders)}", "rm", "mean:rm"):
+        prioritise(DATABASE, RUN, name, "disagreement", ENGINE)
+        found.append([here.item(c.id)["priority"] for c in MADE])
+    assert found[1] == pytest.approx(found[0], abs=1e-6) and found[2] == found[1]
+
+
 def test_the_queue_follows_and_uniform_picks_go_on(here: Scene, folders: list[str]) -> None:
     prioritise(DATABASE, RUN, f"mean:{','.join(folders)}", "disagreement", ENGINE)
     place = {

@@ -31,7 +31,7 @@ from prefloop.engine.build import build_encoder, build_learner, build_scorer, lo
 from prefloop.engine.reference import with_reference
 from prefloop.engine.schedule import derived_seed
 from prefloop.evals.report import build_report
-from prefloop.models.checkpoint import load_head, read_checkpoint
+from prefloop.models.checkpoint import load_head, load_members, read_checkpoint
 from prefloop.models.heads import reward_head
 from prefloop.models.load import LoadedModel
 from prefloop.models.tiny import tiny_model, tiny_tokenizer
@@ -309,6 +309,33 @@ def test_the_noise_of_a_model_that_learned_nothing_is_not_blown_up() -> None:
     assert weak == none == reward.LEAST_SPREAD / reward.LEAST_SLOPE > std
     half = 1 / reward.centre(learner, build_encoder(source), preferences, 256, reward.LEAST_SPREAD / std / 2)[0]
     assert half == pytest.approx(2 * std)
+
+
+def test_further_heads_learn_too_and_leave_the_first_alone() -> None:
+    write_marked_preferences(160)
+    plain, several = reward.run(marked_config("plain")), reward.run(marked_config("several", heads=3))
+    assert {key: plain[key] for key in ("accuracy", "gain", "bias")} == {
+        key: several[key] for key in ("accuracy", "gain", "bias")
+    }
+    assert load_head("plain/checkpoint").weight.tolist() == load_head("several/checkpoint").weight.tolist()
+    training, held = split(read_preferences("marked.jsonl"), 0.4, derived_seed(0, "heldout"))
+
+    def scores(of: Sequence[Preference]) -> Any:
+        prompts, items = [p.prompt for p in of for _ in range(2)], [item for p in of for item in p.items]
+        model = LearnedReward("several", ENGINE)
+        return model.scaled(model.raw(prompts, items)).reshape(3, -1, 2)
+
+    known, fresh = scores(training), scores(held)
+    assert known.mean(axis=(1, 2)) == pytest.approx([0] * 3, abs=1e-4)
+    assert np.sqrt((np.diff(known) ** 2 / 2).mean(axis=(1, 2))) == pytest.approx([1] * 3, rel=1e-4)
+    leads, first = fresh[..., 0] - fresh[..., 1], np.array([p.target for p in held]) == 1
+    assert (((leads > 0) == first).mean(axis=1) > 0.7).all()
+    alike = np.corrcoef(leads)[np.triu_indices(3, 1)]
+    assert alike.min() > 0.5 and alike.max() < 0.9999
+    assert reward.run(marked_config("again", heads=3))["accuracy"] == several["accuracy"]
+    assert [m.weight.tolist() for m in load_members("again/checkpoint")] == [
+        m.weight.tolist() for m in load_members("several/checkpoint")
+    ]
 
 
 def test_a_reward_model_learns_nothing_from_shuffled_labels() -> None:

@@ -44,6 +44,9 @@ class RewardConfig(Config):
     """What of the response the head reads: the last token's state, the mean of all, or of the last pooling_k."""
     pooling_k: int = Field(default=0, ge=0)
     """Tokens whose mean last_k takes, fewer where an answer is shorter; 0 with the others."""
+    heads: int = Field(default=1, ge=1)
+    """Scalar heads on the one trunk. The first learns with it, the others after it, each from its own seed and in its
+    own order of the data: an ensemble at the cost of one model, named 'mean:RUN' as a reward."""
     early_stop: EarlyStopConfig | None = None
     """Stop on the held-out loss; "none" makes all passes and keeps the last weights."""
     optim: OptimConfig = OptimConfig(lr=2e-5)

@@ -15,7 +15,7 @@ from prefloop.data.chat import closing_token
 from prefloop.data.trees import Encoder
 from prefloop.engine.generate import LocalSampler
 from prefloop.engine.local import LocalLearner, LocalScorer, Pooling
-from prefloop.models.checkpoint import MANIFEST, load_head, read_checkpoint
+from prefloop.models.checkpoint import MANIFEST, load_head, load_members, read_checkpoint
 from prefloop.models.heads import ScalarHead
 from prefloop.models.layers import freeze_below_top
 from prefloop.models.load import LoadedModel, context_length, load_model, stop_token_ids
@@ -127,17 +127,18 @@ def build_scorer(loaded: LoadedModel, engine: EngineConfig) -> LocalScorer:
 
 
 def build_reward_scorer(name: str, engine: EngineConfig) -> tuple[LocalScorer, Checkpoint]:
-    """A reward model from its checkpoint or run folder, with the record that holds its pooling, gain and bias."""
+    """A reward model from its checkpoint or run folder, with its heads; the record holds pooling, gains and biases."""
     folder = resolve_checkpoint(name)
     loaded, record = load(folder, engine, "reward"), read_checkpoint(folder)
-    head = load_head(folder).to(next(loaded.model.parameters()).device)
+    device = next(loaded.model.parameters()).device
     scorer = LocalScorer(
         loaded,
         token_budget=engine.token_budget,
-        head=head,
+        head=load_head(folder).to(device),
         pooling=record.details["pooling"],
         compiles=engine.compile,
     )
+    scorer.members = [member.to(device) for member in load_members(folder)]
     return scorer, record
 
 

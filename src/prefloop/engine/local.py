@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -51,6 +51,7 @@ class LocalScorer:
         self.trunk: nn.Module = model.get_decoder()
         self.lm_head: nn.Module = model.get_output_embeddings()
         self.head = head
+        self.members: Sequence[ScalarHead] = ()  # further heads, an ensemble with `head`
         self.pooling = pooling
         self.token_budget = token_budget
         self.device = next(self.model.parameters()).device
@@ -138,6 +139,26 @@ class LocalScorer:
                 (reading,) = self._read([piece.tree], read, temperature, reference)
                 _merge(made[place], reading, piece.nodes)
         return made
+
+    @torch.no_grad()
+    def pooled(self, trees: Sequence[Tree]) -> list[Tensor]:
+        """What heads read of each tree: a state of width D for each leaf, [B, D], in the order of the leaves."""
+        made: list[dict[int, Tensor]] = [{} for _ in trees]
+        whole, large = self._by_size(trees)
+        for members in pack([trees[i] for i in whole], self.token_budget):
+            places = [whole[i] for i in members]
+            for tree, node, state in self._leaf_states([trees[i] for i in places]):
+                made[places[tree]][node] = state
+        for place in large:
+            for piece in pieces(trees[place], self.token_budget):
+                for _, node, state in self._leaf_states([piece.tree]):
+                    made[place][piece.nodes[node]] = state
+        return [torch.stack([known[node] for node in sorted(known)]) for known in made]
+
+    def _leaf_states(self, trees: Sequence[Tree]) -> Iterator[tuple[int, int, Tensor]]:
+        forest = build_forest(trees, self.device)
+        for (tree, node), state in zip(forest.branches, self._pooled(forest, self.hidden(forest, [])), strict=True):
+            yield tree, node, state
 
     def _by_size(self, trees: Sequence[Tree]) -> tuple[list[int], list[int]]:
         """Places of the trees that a forest can hold, and of those that it cannot."""
@@ -366,6 +387,7 @@ class LocalLearner(LocalScorer):
             model=self.loaded.model,
             tokenizer=self.loaded.tokenizer,
             head=self.head,
+            members=self.members,
             training=self._training() if resumable else None,
             state={**state, "version": self.version},
         )

@@ -8,10 +8,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -21,7 +22,9 @@ from prefloop.models.lora import merged_state
 from prefloop.types import Checkpoint, Json, PrefloopError, from_json, to_json
 
 FORMAT = 1
-MANIFEST, HEAD, TRAINING, STATE = "prefloop.json", "head.safetensors", "training.safetensors", "state.json"
+MANIFEST, HEAD, MEMBERS = "prefloop.json", "head.safetensors", "members.safetensors"
+TRAINING, STATE = "training.safetensors", "state.json"
+_OF_HEAD = ("weight", "bias")
 
 
 def save_checkpoint(
@@ -31,12 +34,14 @@ def save_checkpoint(
     model: Model,
     tokenizer: Tokenizer,
     head: ScalarHead | None = None,
+    members: Sequence[ScalarHead] = (),
     training: Mapping[str, Tensor] | None = None,
     state: Mapping[str, Json] | None = None,
 ) -> Checkpoint:
     """Write a checkpoint, whole or not at all, and return `record` with its path; an older one there is replaced.
 
     `model` keeps its dtype; LoRA adapters are written merged (put `adapter_parameters` into `training` to resume them).
+    `members`: further heads on the same trunk, an ensemble with `head`.
     `training`: master weights and optimizer moments by name; `state`: plain JSON, finite numbers only.
     """
     with new_folder(folder) as new:
@@ -44,6 +49,9 @@ def save_checkpoint(
         tokenizer.save_pretrained(new)
         if head is not None:
             save_file(_plain(head.state_dict()), new / HEAD)
+        if members:
+            stacked = {name: torch.stack([member.state_dict()[name] for member in members]) for name in _OF_HEAD}
+            save_file(_plain(stacked), new / MEMBERS)
         if training is not None:
             save_file(_plain(training), new / TRAINING)
         if state is not None:
@@ -84,10 +92,16 @@ def load_head(folder: str | Path) -> ScalarHead:
     file = _part(folder, HEAD)
     if file is None:
         raise PrefloopError(f"The checkpoint {folder} has no {HEAD}: it is not a reward model's; give one of those.")
+    return _head(load_file(file))
+
+
+def load_members(folder: str | Path) -> list[ScalarHead]:
+    """The further heads of a checkpoint; empty when it has none."""
+    file = _part(folder, MEMBERS)
+    if file is None:
+        return []
     tensors = load_file(file)
-    head = ScalarHead(tensors["weight"].numel())
-    head.load_state_dict(tensors)
-    return head
+    return [_head({name: tensors[name][place] for name in _OF_HEAD}) for place in range(len(tensors["bias"]))]
 
 
 def load_training(folder: str | Path) -> dict[str, Tensor]:
@@ -116,6 +130,12 @@ def latest_checkpoint(parent_folder: str | Path) -> Path | None:
             continue
         return steps[step]
     return None
+
+
+def _head(tensors: Mapping[str, Tensor]) -> ScalarHead:
+    head = ScalarHead(tensors["weight"].numel())
+    head.load_state_dict(tensors)
+    return head
 
 
 def _part(folder: str | Path, name: str) -> Path | None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from prefloop.configs.shared import EngineConfig
-from prefloop.rewards.ensemble import EnsembleReward, names_ensemble
+from prefloop.rewards.ensemble import names_ensemble, resolve_ensemble
 from prefloop.rewards.learned import LearnedReward
 from prefloop.rewards.rubric import rubric
 from prefloop.rewards.verifiers import (
@@ -45,7 +45,7 @@ def resolve_reward(name: str, engine: EngineConfig) -> RewardFn:
     if name and Path(name).is_dir():
         return LearnedReward(name, engine)
     if names_ensemble(name):
-        return EnsembleReward(name, engine)
+        return resolve_ensemble(name, engine)
     module, _, function = name.partition(":")
     try:
         found: RewardFn = getattr(importlib.import_module(module), function)

@@ -45,13 +45,13 @@ def prioritise(database: str, run: str, reward: str, by: str, engine: EngineConf
         campaigns, overview = Campaigns(store.engine, clock), Overview(store.engine, clock)
         campaign = campaigns.by_run(run)
         use_threads(engine)
-        members = _members(reward, by, engine)
+        models = _models(reward, by, engine)
         waiting = list(_waiting(overview, run))
         priorities: dict[str, float] = {}
         with progress(len(waiting), "comparisons") as bar:
             for start in range(0, len(waiting), CHUNK):
                 chunk = waiting[start : start + CHUNK]
-                priorities |= dict(zip((c.id for c in chunk), _values(members, chunk, by), strict=True))
+                priorities |= dict(zip((c.id for c in chunk), _values(models, chunk, by), strict=True))
                 bar.advance(len(chunk))
         campaigns.set_priorities(run, priorities, by="prefloop")
     values = list(priorities.values())
@@ -66,14 +66,14 @@ def prioritise(database: str, run: str, reward: str, by: str, engine: EngineConf
     }
 
 
-def _members(reward: str, by: str, engine: EngineConfig) -> list[LearnedReward]:
+def _models(reward: str, by: str, engine: EngineConfig) -> list[LearnedReward]:
     found = resolve_reward(reward, engine)
     if isinstance(found, EnsembleReward):
-        return found.members
+        return found.models
     if not isinstance(found, LearnedReward):
         raise PrefloopError(f"{reward} is no reward model; give a reward run's folder, or several as mean:A,B.")
-    if by == "disagreement":
-        raise PrefloopError(f"{reward} is one model, which has nobody to disagree with; give several as mean:A,B.")
+    if by == "disagreement" and len(found.heads) == 1:
+        raise PrefloopError(f"{reward} has one head, which has nobody to disagree with; give several as mean:A,B.")
     return [found]
 
 
@@ -84,10 +84,10 @@ def _waiting(overview: Overview, run: str) -> Iterator[Comparison]:
         after = rows[-1].number
 
 
-def _values(members: Sequence[LearnedReward], chunk: Sequence[Comparison], by: str) -> list[float]:
+def _values(models: Sequence[LearnedReward], chunk: Sequence[Comparison], by: str) -> list[float]:
     items = [(comparison.prompt, item) for comparison in chunk for item in comparison.items]
     prompts, answers = [prompt for prompt, _ in items], [item for _, item in items]
-    scores = np.array([[score.parts["raw"] for score in member(prompts, answers)] for member in members])
+    scores = np.vstack([model.raw(prompts, answers) for model in models])
     made, first = [], 0
     for comparison in chunk:
         own = scores[:, first : first + len(comparison.items)]

@@ -25,6 +25,7 @@ from prefloop.evals.reward_model import HeldoutPair, calibration, heldout_pairs
 from prefloop.models.heads import reward_head
 from prefloop.ops.statistics import pooled_std
 from prefloop.run import Run, progress
+from prefloop.stages.heads import further_heads, headed
 from prefloop.stages.measuring import heldout_figures
 from prefloop.stages.saving import resume, save_final, save_step
 from prefloop.types import Checkpoint, Preference, PrefloopError, Tree
@@ -97,8 +98,14 @@ def run(config: RewardConfig) -> Mapping[str, Any]:
         pairs = _score(learner, encoder, heldout)
         slope, least = calibration(pairs)
         gain, bias = centre(learner, encoder, training, config.reference_samples, least)
+        learner.members = further_heads(learner, trees, config, loss, params)
+        members = []
+        for member in learner.members:
+            with headed(learner, member):
+                _, confirmed = calibration(_score(learner, encoder, heldout))
+                members.append(centre(learner, encoder, training, config.reference_samples, confirmed))
         figures = heldout_figures(run, pairs, gain, bias) | {"slope": slope, "slope_low": least}
-        details = {"pooling": pooling, "gain": gain, "bias": bias}
+        details = {"pooling": pooling, "gain": gain, "bias": bias, "members": members}
         checkpoint = save_final(run, learner, best_step + 1 if stop else total, parent, "reward", details)
         history = [row.values["accuracy/train"] for row in run.metrics()][-(len(trees) // config.batch or 1) :]
         result = run.finish(
