@@ -99,12 +99,12 @@ def _validated(kind: type[C], table: Mapping[str, Any], section: str) -> C:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
     path = [str(part) for part in (section, *first["loc"]) if part != ""]
-    where, key = f"[{'.'.join(path[:-1])}] " if path[:-1] else "", path[-1]
+    where, key = f"[{'.'.join(path[:-1])}] " if path[:-1] else "", "".join(path[-1:])
     if first["type"] == "missing":
         raise PrefloopError(f"{where}{key} is missing; set it.")
     message = first["msg"].removeprefix("Value error, ")
     if isinstance(first["input"], dict) and first["type"] == "value_error":  # a rule between keys
-        raise PrefloopError(f"[{'.'.join(path)}] {message}.")
+        raise PrefloopError(f"[{'.'.join(path)}] {message}." if path else f"{message}.")
     message = message[0].lower() + message[1:]
     raise PrefloopError(f"{where}{key} = {json.dumps(first['input'])} is refused: {message}.")
 

@@ -1,8 +1,8 @@
 """A recipe: one TOML file that holds the configuration of every stage."""
 
-from typing import Any
+from typing import Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from prefloop.configs.collect import CollectConfig, LabelConfig
 from prefloop.configs.direct import DirectConfig
@@ -25,6 +25,18 @@ STAGES: dict[str, type[Config]] = {
 }
 
 
+class RefreshConfig(Config):
+    """Train the reward model anew while the policy learns, on comparisons of the policy's fresh answers too (iterated
+    online RLHF, Bai et al. 2022). Between refreshes it is frozen; old versions stay in their folders."""
+
+    every: int = Field(ge=1)
+    """Steps of ppo or group after which the policy is sampled, its answers are labeled, and the next version is trained
+    from the model that the first one began from. The policy goes on, its leash now to where it then stands."""
+    new: float = Field(default=0.5, gt=0, le=1)
+    """Share of a version's comparisons that are of the newest labels; the rest is drawn from all before, the replay
+    buffer."""
+
+
 class RecipeConfig(Config):
     """Sections named after stages; a stage's empty inputs are filled from its predecessors' run folders."""
 
@@ -36,6 +48,8 @@ class RecipeConfig(Config):
     """Seed of all stages that do not set their own."""
     stages: tuple[str, ...] = ("sft", "collect", "label", "reward", "ppo", "evaluate")
     """Stages that `prefloop run` chains, in order."""
+    refresh: RefreshConfig | None = None
+    """Refreshes of the reward model; "none" keeps the first one."""
     controls: bool = False
     """Also run the negative control: reward model on shuffled labels, PPO against it, evaluation."""
     prompts: str = "builtin"
@@ -58,3 +72,13 @@ class RecipeConfig(Config):
     """Keys of the stage direct."""
     evaluate: dict[str, Any] = Field(default_factory=dict)
     """Keys of the stage evaluate."""
+
+    @model_validator(mode="after")
+    def _can_refresh(self) -> Self:
+        if self.refresh is None:
+            return self
+        if self.controls:
+            raise ValueError("the negative control knows no refreshes; leave out controls or refresh")
+        if not {"collect", "label", "reward"} <= set(self.stages) or not {"ppo", "group"} & set(self.stages):
+            raise ValueError("a refresh needs the stages collect, label and reward, and ppo or group")
+        return self

@@ -5,13 +5,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from prefloop.configs.load import stage_config
-from prefloop.configs.pipeline import RecipeConfig
+from prefloop.configs.pipeline import RecipeConfig, RefreshConfig
+from prefloop.data.heldout import split
+from prefloop.data.sources import load_preferences
+from prefloop.engine.schedule import derived_seed
 from prefloop.evals.report import build_report
 from prefloop.run import write_atomic
 from prefloop.stages import collect, direct, evaluate, group, label, ppo, reward, sft
+from prefloop.stages.refresh import agreement, replay
+from prefloop.types import PrefloopError
 
 RUNS: dict[str, Callable[[Any], Mapping[str, Any]]] = {
     "sft": sft.run,
@@ -44,7 +49,45 @@ def run(recipe: RecipeConfig) -> Mapping[str, Any]:
 
 def run_stage(recipe: RecipeConfig, stage: str) -> Mapping[str, Any]:
     """One stage, its empty inputs filled from the run folders of this recipe's other stages."""
+    if recipe.refresh and stage == trained(recipe):
+        return run_refreshed(recipe, recipe.refresh)
     return RUNS[stage](stage_config(recipe, stage, **inputs(recipe, stage)))
+
+
+def run_refreshed(recipe: RecipeConfig, refresh: RefreshConfig) -> Mapping[str, Any]:
+    """The stage that trains the policy, in parts of refresh.every steps with a new version of the reward model between
+    them: refresh/N holds the policy's N-th part, what was sampled from it and labeled, and version N. The version
+    before the newest watches. The last part is the stage's own folder."""
+    method = trained(recipe)
+    policy, sample, ask, fit = (
+        cast(Any, stage_config(recipe, name, **inputs(recipe, name))) for name in (method, "collect", "label", "reward")
+    )
+    watch = policy.watch
+    if policy.reward != fit.out:
+        raise PrefloopError(f"[{method}] reward is set to {policy.reward}; a refresh needs the recipe's own, leave it.")
+    parts = -(-policy.steps // refresh.every)
+    versions, labels = [fit.out], [ask.out]
+    _, panel = split(load_preferences(ask.out), fit.heldout, derived_seed(fit.seed, "heldout"))
+    for number in range(1, parts):
+        root = f"runs/{recipe.name}/refresh/{number}"
+        _announce(recipe, f"refresh/{number}")
+        seed = {"seed": derived_seed(recipe.seed, "refresh", number)}
+        part = policy.model_copy(update={"out": f"{root}/{method}", "steps": refresh.every})
+        RUNS[method](part)
+        collect.run(sample.model_copy(update={"out": f"{root}/collect", "models": (part.out,), **seed}))
+        label.run(ask.model_copy(update={"out": f"{root}/label", "completions": f"{root}/collect", **seed}))
+        labels.append(f"{root}/label")
+        mixed = f"{root}/preferences.jsonl"
+        replay(labels, mixed, heldout={p.prompt.id for p in panel}, new=refresh.new, **seed)
+        versions.append(f"{root}/reward")
+        reward.run(fit.model_copy(update={"out": versions[-1], "preferences": mixed}))
+        told = Path(root) / "agreement.json"
+        if not told.exists():
+            agreement(versions, panel, fit.engine, told)
+        policy = policy.model_copy(
+            update={"policy": part.out, "reward": versions[-1], "watch": watch or versions[-2], **seed}
+        )
+    return RUNS[method](policy.model_copy(update={"steps": policy.steps - (parts - 1) * refresh.every}))
 
 
 def inputs(recipe: RecipeConfig, stage: str) -> dict[str, Any]:
