@@ -761,15 +761,9 @@ def test_a_leash_holds() -> None:
 def test_empty_and_unended_answers_score_no_more_than_a_limit() -> None:
     whole, cut = answer("yes"), dataclasses.replace(answer("yes and"), finish_reason="length")
     answers = [whole, cut, answer(""), answer(" \n"), dataclasses.replace(cut, text="no")]
-    prompts = [asked(0, "train")] * len(answers)
-
-    def reward_of(_: Sequence[Prompt], completions: Sequence[Completion]) -> list[Score]:
-        return [Score(value=-2.0 if c.text == "no" else 3.0, parts={}, by="test") for c in completions]
-
-    config = PPOConfig(out="x", missing_stop_score=-1.0)
-    assert rollouts.shaped_scores(reward_of, prompts, answers, config) == [3, -1, -1, -1, -2]
-    free = config.model_copy(update={"missing_stop_score": None})
-    assert rollouts.shaped_scores(reward_of, prompts, answers, free) == [3, 3, 3, 3, -2]
+    scores = [Score(value=-2.0 if completion.text == "no" else 3.0) for completion in answers]
+    assert rollouts.shaped_scores(scores, answers, -1.0) == [3, -1, -1, -1, -2]
+    assert rollouts.shaped_scores(scores, answers, None) == [3, 3, 3, 3, -2]
 
 
 @pytest.mark.parametrize("lora", [None, LoraConfig(rank=2)], ids=["whole", "lora"])
