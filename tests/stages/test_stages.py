@@ -379,11 +379,15 @@ def test_margins_are_used_or_ignored_and_never_lost() -> None:
     [
         ({"loss": "plackett_luce", "label_smoothing": 0.1}, "are of pairs; leave both at 0"),
         ({"loss": "plackett_luce", "random_floor": 0.1}, "are of pairs; leave both at 0"),
+        ({"loss": "process"}, "needs a rule in steps"),
+        ({"steps": "lines"}, "needs a rule in steps"),
+        ({"loss": "process", "steps": "lines", "centre": 0.1}, "are of comparisons; leave them out"),
+        ({"loss": "process", "steps": "lines", "pooling": "mean"}, "are of comparisons; leave them out"),
         ({"random_floor": 0.1, "label_smoothing": 0.1}, "leave one of them at 0"),
         ({"pooling": "last_k"}, "needs a pooling_k above 0"),
         ({"pooling": "mean", "pooling_k": 2}, "the others need 0"),
         ({"label_smoothing": 0.5}, "less than 0.5"),
-        ({"loss": "listwise"}, "'bradley_terry' or 'plackett_luce'"),
+        ({"loss": "listwise"}, "'bradley_terry', 'plackett_luce' or 'process'"),
     ],
 )
 def test_a_reward_models_options_that_do_not_go_together(options: dict[str, Any], message: str) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from prefloop.configs.shared import EngineConfig
 from prefloop.data.trees import answer_tree
 from prefloop.engine.build import build_encoder, build_reward_scorer
-from prefloop.types import Completion, Prompt, Score
+from prefloop.types import Completion, PrefloopError, Prompt, Score
 
 
 class LearnedReward:
@@ -15,6 +15,8 @@ class LearnedReward:
 
     def __init__(self, name: str, engine: EngineConfig) -> None:
         self.scorer, record = build_reward_scorer(name, engine)
+        if "steps" in record.details:
+            raise PrefloopError(f"{name} scores steps; say how they are combined, as in 'steps=product:{name}'.")
         self.encoder = build_encoder(self.scorer.loaded)
         self.gain, self.bias = float(record.details["gain"]), float(record.details["bias"])
         self.name = record.path

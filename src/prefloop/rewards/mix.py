@@ -46,7 +46,7 @@ class MixedReward:
         if self.multiplier and self.config.constraint:
             total = self.multiplier.mixed(total, parts[self.config.constraint.part])
         if gate := self.config.gate:
-            tagged = [not {p.slice, p.checks.get("behavior")}.isdisjoint(gate.unsafe) for p in prompts]
+            tagged = [p.slice in gate.unsafe or p.checks.get("behavior") in gate.unsafe for p in prompts]
             shut = gate_shut(parts[gate.part], gate.below, tagged)
             total, parts = np.where(shut, parts[gate.part], total), parts | {"gated": shut.astype(float)}
         rows = zip(*(column.tolist() for column in parts.values()), strict=True)
