@@ -155,6 +155,17 @@ class Preference:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StepLabels:
+    """What a process reward model learns from: the probability that each step of an answer is right (0 an error, None
+    not labeled), one for every step in order. `by`: who or what said so."""
+
+    prompt: Prompt
+    completion: Completion
+    labels: tuple[float | None, ...]
+    by: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
     value: float
     parts: Mapping[str, float] = field(default_factory=dict)

@@ -24,6 +24,7 @@ from prefloop.engine.objectives import (
     grpo,
     plackett_luce,
     ppo,
+    process,
     resolve_loss,
     rloo,
     sft,
@@ -44,7 +45,12 @@ def tree(*answers: Node, pairs: tuple[Pair, ...] = (), rankings: tuple[Ranking, 
 
 
 def test_losses_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    known = {"bradley_terry": {"scores"}, "plackett_luce": {"scores"}, "ppo": {"logprobs", "values"}}
+    known = {
+        "bradley_terry": {"scores"},
+        "plackett_luce": {"scores"},
+        "process": {"steps"},
+        "ppo": {"logprobs", "values"},
+    }
     for name, reads in (known | {key: {"logprobs"} for key in ("sft", "dpo", "grpo", "rloo")}).items():
         assert resolve_loss(name)[1] == reads
     (tmp_path / "own_losses.py").write_text(
@@ -69,7 +75,7 @@ def test_losses_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize("name", ["odpo", "", "nowhere_at_all:loss", "prefloop.ops.losses:nothing", "./x:y"])
 def test_an_unknown_loss_is_a_plain_error(name: str) -> None:
-    known = "sft, bradley_terry, plackett_luce, dpo, grpo, rloo, ppo"
+    known = "sft, bradley_terry, plackett_luce, process, dpo, grpo, rloo, ppo"
     with pytest.raises(PrefloopError, match=f"Unknown loss .*take one of {known} or 'module:function'"):
         resolve_loss(name)
 
@@ -119,6 +125,21 @@ def test_smoothing_floor_and_centring_by_hand() -> None:
     for coef, mean_grad in ((0.0, 0.0), (0.01, 0.01 * (3 * 4 * a + 4 * (2 * a - math.log(7))) / 4)):
         (grad,) = torch.autograd.grad(bradley_terry(*about, centre=coef).loss, scores)
         assert float(grad.sum()) == pytest.approx(mean_grad, abs=1e-6)
+
+
+def test_process_by_hand() -> None:
+    """Logits log 3 and -log 7, so that the steps are right with 3/4 and 1/8; a step without a label is not read."""
+    marked = (answer(4, 5, 6, weight=(0.0, 1.0, 1.0), label=(0.0, 1.0, 0.0)), answer(7, weight=(1.0,), label=(0.25,)))
+    trees = [tree(marked[0]), tree(marked[1])]
+    found = process(Outputs(steps=torch.tensor([math.log(3), -math.log(7)])), build_forest(trees[:1]), Totals.of(trees))
+    assert float(found.loss) == float(found.metrics["loss/train"])
+    assert float(found.loss) == pytest.approx(-(math.log(3 / 4) + math.log(7 / 8)) / 3, rel=1e-6)
+    assert float(found.metrics["accuracy/train"]) == pytest.approx(2 / 3)
+    logit = torch.tensor([math.log(0.25 / 0.75)], requires_grad=True)
+    soft = process(Outputs(steps=logit), build_forest(trees[1:]), Totals.of(trees[1:])).loss
+    assert float(soft.detach()) == pytest.approx(-0.25 * math.log(0.25) - 0.75 * math.log(0.75))
+    soft.backward()  # type: ignore[no-untyped-call]
+    assert logit.grad is not None and float(logit.grad) == pytest.approx(0, abs=1e-6)
 
 
 def test_plackett_luce_by_hand_and_of_pairs() -> None:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from prefloop.ops.losses import bradley_terry, centring, plackett_luce, ppo_policy, ppo_value, sft
+from prefloop.ops.losses import binary, bradley_terry, centring, plackett_luce, ppo_policy, ppo_value, sft
 
 TRL = Path(sys.prefix).with_name(".venv-trl") / "bin" / "python"
 THEIRS = """
@@ -76,6 +76,24 @@ def _ranked(scores: Tensor, *ranks: int) -> Tensor:
 def test_sft_is_weighted_cross_entropy() -> None:
     logprobs = torch.tensor([0.5, 0.25, 0.0]).log()
     assert sft(logprobs, torch.tensor([1.0, 2.0, 0.0])).item() == pytest.approx(5 * math.log(2))
+
+
+def test_binary_by_hand_and_as_bradley_terry_against_nothing() -> None:
+    logits, label = torch.tensor([math.log(3), 0.0, 9.0]), torch.tensor([1.0, 0.25, 0.5])
+    weight = torch.tensor([2.0, 1.0, 0.0])
+    found = binary(logits, label, weight).item()
+    assert found == pytest.approx(2 * math.log(4 / 3) + math.log(2))
+    zeros = torch.zeros(3)
+    pairs = bradley_terry(logits, zeros, target=label, margin=zeros, weight=weight)
+    assert found == pytest.approx(pairs.item())
+
+
+@given(st.floats(0.01, 0.99))
+def test_binary_has_its_minimum_at_the_labels_log_odds(label: float) -> None:
+    logit = torch.tensor([math.log(label / (1 - label))], requires_grad=True)
+    binary(logit, _full(label), _full(1.0)).backward()
+    assert logit.grad is not None
+    assert logit.grad.item() == pytest.approx(0, abs=1e-6)
 
 
 def test_bradley_terry_at_a_tie_costs_log_2_and_pulls_with_a_half() -> None:

@@ -406,11 +406,15 @@ def test_margins_are_used_or_ignored_and_never_lost() -> None:
     [
         ({"loss": "plackett_luce", "label_smoothing": 0.1}, "are of pairs; leave both at 0"),
         ({"loss": "plackett_luce", "random_floor": 0.1}, "are of pairs; leave both at 0"),
+        ({"loss": "process"}, "needs a rule in steps"),
+        ({"steps": "lines"}, "needs a rule in steps"),
+        ({"loss": "process", "steps": "lines", "centre": 0.1}, "are of comparisons; leave them out"),
+        ({"loss": "process", "steps": "lines", "pooling": "mean"}, "are of comparisons; leave them out"),
         ({"random_floor": 0.1, "label_smoothing": 0.1}, "leave one of them at 0"),
         ({"pooling": "last_k"}, "needs a pooling_k above 0"),
         ({"pooling": "mean", "pooling_k": 2}, "the others need 0"),
         ({"label_smoothing": 0.5}, "less than 0.5"),
-        ({"loss": "listwise"}, "'bradley_terry' or 'plackett_luce'"),
+        ({"loss": "listwise"}, "'bradley_terry', 'plackett_luce' or 'process'"),
     ],
 )
 def test_a_reward_models_options_that_do_not_go_together(options: dict[str, Any], message: str) -> None:
@@ -788,15 +792,9 @@ def test_a_leash_holds() -> None:
 def test_empty_and_unended_answers_score_no_more_than_a_limit() -> None:
     whole, cut = answer("yes"), dataclasses.replace(answer("yes and"), finish_reason="length")
     answers = [whole, cut, answer(""), answer(" \n"), dataclasses.replace(cut, text="no")]
-    prompts = [asked(0, "train")] * len(answers)
-
-    def reward_of(_: Sequence[Prompt], completions: Sequence[Completion]) -> list[Score]:
-        return [Score(value=-2.0 if c.text == "no" else 3.0, parts={}, by="test") for c in completions]
-
-    config = PPOConfig(out="x", missing_stop_score=-1.0)
-    assert rollouts.shaped_scores(reward_of, prompts, answers, config) == [3, -1, -1, -1, -2]
-    free = config.model_copy(update={"missing_stop_score": None})
-    assert rollouts.shaped_scores(reward_of, prompts, answers, free) == [3, 3, 3, 3, -2]
+    scores = [Score(value=-2.0 if completion.text == "no" else 3.0) for completion in answers]
+    assert rollouts.shaped_scores(scores, answers, -1.0) == [3, -1, -1, -1, -2]
+    assert rollouts.shaped_scores(scores, answers, None) == [3, 3, 3, 3, -2]
 
 
 @pytest.mark.parametrize("lora", [None, LoraConfig(rank=2)], ids=["whole", "lora"])

@@ -1,9 +1,8 @@
 """A recipe file and `--set` overrides, turned into the strict models of this package."""
 
-import difflib
 import json
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import NoneType
 from typing import Any, TypeVar, get_args
@@ -11,7 +10,7 @@ from typing import Any, TypeVar, get_args
 from pydantic import ValidationError
 
 from prefloop.configs.pipeline import STAGES, RecipeConfig
-from prefloop.configs.shared import Config
+from prefloop.configs.shared import Config, nearest
 from prefloop.types import PrefloopError
 
 C = TypeVar("C", bound=Config)
@@ -40,7 +39,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> RecipeConfig
         recipe = _validated(RecipeConfig, table, "")
         for stage in recipe.stages:
             if stage not in STAGES:
-                raise PrefloopError(f"stages: unknown stage {stage!r}; {_nearest(stage, STAGES)}")
+                raise PrefloopError(f"stages: unknown stage {stage!r}; {nearest(stage, STAGES)}.")
         for stage in STAGES:
             if "out" in getattr(recipe, stage):
                 raise PrefloopError(f"[{stage}] out: run folders follow from the recipe's name; set 'name' instead.")
@@ -115,7 +114,7 @@ def _completed(kind: type[Config], table: Mapping[str, Any], section: str) -> di
     for key, value in table.items():
         if key not in kind.model_fields:
             where = f"in [{section}]" if section else "at the top level"
-            raise PrefloopError(f"unknown key {key!r} {where}; {_nearest(key, kind.model_fields)}")
+            raise PrefloopError(f"unknown key {key!r} {where}; {nearest(key, kind.model_fields)}.")
         field, inner = kind.model_fields[key], f"{section}.{key}" if section else key
         nested = _nested(field.annotation)
         if value == "none" and NoneType in get_args(field.annotation):
@@ -135,9 +134,3 @@ def _nested(annotation: Any) -> type[Config] | None:
     if isinstance(annotation, type) and issubclass(annotation, Config):
         return annotation
     return next((found for part in get_args(annotation) if (found := _nested(part))), None)
-
-
-def _nearest(word: str, known: Iterable[str]) -> str:
-    names = list(known)
-    close = difflib.get_close_matches(word, names, n=1)
-    return f"the nearest known one is {close[0]!r}." if close else f"known: {', '.join(names)}."

@@ -18,20 +18,25 @@ class EarlyStopConfig(Config):
 
 
 class RewardConfig(Config):
-    """Fit a reward model on comparisons."""
+    """Fit a reward model on comparisons, or a process reward model on labels of steps."""
 
     out: str
     """Run folder."""
     model: str = ""
     """Checkpoint to start from, usually the SFT run."""
     preferences: str = ""
-    """A label run folder, or JSONL of preferences, prompt/chosen/rejected rows or HH transcripts."""
+    """A label run folder, or JSONL of preferences, prompt/chosen/rejected rows or HH transcripts; with the loss
+    'process' JSONL of step labels."""
     epochs: int = Field(default=1, ge=1)
     """Passes over the comparisons; more than one overfits (Ouyang et al. 2022)."""
     batch: int = Field(default=8, ge=1)
     """Prompt groups per update; all pairs of a prompt are one element."""
-    loss: Literal["bradley_terry", "plackett_luce"] = "bradley_terry"
-    """Likelihood of every pair, or of whole rankings (a pair is a ranking of two)."""
+    loss: Literal["bradley_terry", "plackett_luce", "process"] = "bradley_terry"
+    """Likelihood of every pair, or of whole rankings (a pair is a ranking of two); process: of the label of each step,
+    up to an answer's first error (docs/objectives.md)."""
+    steps: str = ""
+    """What ends a step, with the loss 'process': 'lines', 'paragraphs', 'numbered' ("Step 1" begins one),
+    'regex:PATTERN', 'token:ID'."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
     """Probability that a label names the wrong answer; scores' differences then stay bounded."""
     random_floor: float = Field(default=0.0, ge=0, lt=1)
@@ -69,10 +74,17 @@ class RewardConfig(Config):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if self.loss == "plackett_luce" and (self.label_smoothing or self.random_floor):
+        noise = bool(self.label_smoothing or self.random_floor)
+        if self.loss == "plackett_luce" and noise:
             raise ValueError("label_smoothing and random_floor are of pairs; leave both at 0 with 'plackett_luce'")
+        if self.loss == "process" and (noise or self.centre or self.pooling != "last"):
+            raise ValueError("pooling, label_smoothing, random_floor and centre are of comparisons; leave them out")
+        if self.loss == "process" and self.heads > 1:
+            raise ValueError("further heads are fitted on comparisons; leave heads at 1 with 'process'")
         if self.label_smoothing and self.random_floor:
             raise ValueError("label_smoothing and random_floor both allow for wrong labels; leave one of them at 0")
         if (self.pooling == "last_k") != (self.pooling_k > 0):
             raise ValueError("pooling 'last_k' needs a pooling_k above 0, and the others need 0; change one of them")
+        if (self.loss == "process") != bool(self.steps):
+            raise ValueError("loss 'process' needs a rule in steps, and the others none; change one of them")
         return self

@@ -4,6 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from prefloop.configs.mix import MixConfig
 from prefloop.configs.shared import Config, EngineConfig, LoraConfig, OptimConfig
 
 
@@ -40,8 +41,10 @@ class RolloutConfig(Config):
     policy: str = ""
     """Checkpoint to start from; it is also the reference."""
     reward: str = ""
-    """Reward-model checkpoint or run folder; several ('mean:A,B', 'worst:A,B', 'uncertainty=0.5:A,B'); 'rubric' or a
-    verifier (docs/verifiers.md); or 'module:function'."""
+    """Reward-model checkpoint or run folder; several ('mean:A,B', 'worst:A,B', 'uncertainty=0.5:A,B'); of steps
+    ('steps=product:A', docs/objectives.md); 'rubric' or a verifier (docs/verifiers.md); or 'module:function'."""
+    mix: MixConfig | None = None
+    """Several named rewards instead of one (docs/objectives.md)."""
     prompts: str = "builtin"
     """JSONL of prompts; 'builtin' takes the shipped ones."""
     split: str = "train"

@@ -1,5 +1,7 @@
 """What every stage's configuration shares: strict frozen models whose field docstrings become help and docs."""
 
+import difflib
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -66,3 +68,10 @@ class EngineConfig(Config):
     """MiB of keys and values that a sampler keeps; answers that do not fit wait for others to end."""
     trust_remote_code: bool = False
     """Let a hub model run its own Python code. Only for repositories you have read."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """What an error says of a name that nobody knows: the nearest known one, or all of them."""
+    names = list(known)
+    close = difflib.get_close_matches(word, names, n=1)
+    return f"the nearest known one is {close[0]!r}" if close else f"known: {', '.join(names)}"

@@ -4,28 +4,41 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 
 from prefloop.data.trees import ordered_pairs
-from prefloop.types import Completion, Preference, PrefloopError, Prompt
+from prefloop.types import Completion, Preference, PrefloopError, Prompt, StepLabels
+
+_Labeled = TypeVar("_Labeled", Preference, StepLabels)
 
 
 def split(preferences: Sequence[Preference], share: float, seed: int) -> tuple[list[Preference], list[Preference]]:
     """Training and held-out preferences, no prompt in both: held out is the dev split where there is one, else a seeded
     share of the prompts. Raises PrefloopError when either would be empty, or nothing held out prefers an answer."""
-    ids = sorted({p.prompt.id for p in preferences})
-    dev = {p.prompt.id for p in preferences if p.prompt.split == "dev"}
-    rng = np.random.Generator(np.random.Philox(seed))
-    out = dev or {ids[i] for i in rng.permutation(len(ids))[: max(1, round(share * len(ids)))]}
-    training = [p for p in preferences if p.prompt.id not in out]
-    heldout = [p for p in preferences if p.prompt.id in out]
-    if not training or not heldout:
-        raise PrefloopError(
-            f"{len(ids)} prompt(s) with comparisons cannot be split into training and held-out ones; collect more."
-        )
+    training, heldout = _by_prompts(preferences, share, seed, "comparisons")
     if distinct_pairs(training) and not any(pair.target != 0.5 for pair in distinct_pairs(heldout)):
         raise PrefloopError(f"None of {len(heldout)} held-out comparisons prefers an answer; collect more labels.")
+    return training, heldout
+
+
+def split_steps(labeled: Sequence[StepLabels], share: float, seed: int) -> tuple[list[StepLabels], list[StepLabels]]:
+    """As `split`, of labeled steps."""
+    return _by_prompts(labeled, share, seed, "labeled steps")
+
+
+def _by_prompts(items: Sequence[_Labeled], share: float, seed: int, what: str) -> tuple[list[_Labeled], list[_Labeled]]:
+    ids = sorted({item.prompt.id for item in items})
+    dev = {item.prompt.id for item in items if item.prompt.split == "dev"}
+    rng = np.random.Generator(np.random.Philox(seed))
+    out = dev or {ids[i] for i in rng.permutation(len(ids))[: max(1, round(share * len(ids)))]}
+    training = [item for item in items if item.prompt.id not in out]
+    heldout = [item for item in items if item.prompt.id in out]
+    if not training or not heldout:
+        raise PrefloopError(
+            f"{len(ids)} prompt(s) with {what} cannot be split into training and held-out ones; collect more."
+        )
     return training, heldout
 
 
@@ -62,6 +75,19 @@ def shuffled(preferences: Sequence[Preference], seed: int) -> list[Preference]:
     for own in places.values():
         for place in chance.permutation(own)[: (len(own) + int(chance.integers(2))) // 2]:
             made[place] = _flipped(made[place])
+    return made
+
+
+def shuffled_steps(labeled: Sequence[StepLabels], seed: int) -> list[StepLabels]:
+    """Each answer with the labels of another one that has as many: as many errors, at the same places, of no answer."""
+    chance = np.random.Generator(np.random.Philox(seed))
+    places: dict[int, list[int]] = {}
+    for place, item in enumerate(labeled):
+        places.setdefault(len(item.labels), []).append(place)
+    made = list(labeled)
+    for own in places.values():
+        for place, other in zip(own, chance.permutation(own).tolist(), strict=True):
+            made[place] = dataclasses.replace(labeled[place], labels=labeled[other].labels)
     return made
 
 

@@ -24,6 +24,7 @@ from prefloop.types import (
     PrefloopError,
     Prompt,
     Sampling,
+    StepLabels,
     from_json,
     to_json,
 )
@@ -255,6 +256,26 @@ def make_completion(row: dict[str, Json], where: str) -> tuple[Prompt, Completio
     return written.prompt, text_completion(written.prompt, written.completion, str(row.get("model") or ""))
 
 
+def make_step_labels(row: dict[str, Json], where: str) -> StepLabels:
+    """See `read_step_labels`."""
+    if isinstance(row.get("completion"), Mapping):
+        labeled = from_json(StepLabels, row, where)
+        _checked(labeled.prompt.messages, where)
+    else:
+        prompt = asked(read_messages(_field(row, "prompt", where), "prompt", where), "prompt", where)
+        steps, labels = _field(row, "completions", where), _field(row, "labels", where)
+        if not isinstance(steps, list) or not all(isinstance(step, str) for step in steps):
+            raise PrefloopError(f"{where}: field 'completions' must be a list of strings, the steps.")
+        if isinstance(labels, list):
+            labels = [float(label) if isinstance(label, bool) else label for label in labels]
+        answer = text_completion(prompt, "\n".join(steps))
+        made = {"prompt": to_json(prompt), "completion": to_json(answer), "labels": labels}
+        labeled = from_json(StepLabels, made, where)
+    if not all(label is None or 0 <= label <= 1 for label in labeled.labels):
+        raise PrefloopError(f"{where}: field 'labels' holds probabilities that a step is right; give 0 to 1, or null.")
+    return labeled
+
+
 def text_completion(prompt: Prompt, text: str, checkpoint: str = "") -> Completion:
     """An answer known only as text: no segments (it is tokenized when it becomes a tree), ended by itself."""
     return Completion(
@@ -307,6 +328,13 @@ def read_demonstrations(path: str | Path) -> list[Demonstration]:
     follows is not read); {"prompt": string or messages, "completion": string}. Raises PrefloopError with file:line and
     field."""
     return [demonstration for _, demonstration in _read_all(path, make_demonstration)]
+
+
+def read_step_labels(path: str | Path) -> list[StepLabels]:
+    """Step labels of a file that `rows` reads: our records; {"prompt": string or messages, "completions": the steps,
+    each a line, "labels": true, false, a number in 0..1 or null for each}. Raises PrefloopError with file:line and
+    field."""
+    return [labeled for _, labeled in _read_all(path, make_step_labels)]
 
 
 def read_preferences(path: str | Path, *, skip_bad: bool = False) -> list[Preference]:

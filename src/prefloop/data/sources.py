@@ -8,8 +8,8 @@ from importlib.resources import as_file, files
 from pathlib import Path
 
 from prefloop.data.arrow import is_saved
-from prefloop.data.jsonl import read_demonstrations, read_preferences, read_prompts
-from prefloop.types import Demonstration, Preference, PrefloopError, Prompt
+from prefloop.data.jsonl import read_demonstrations, read_preferences, read_prompts, read_step_labels
+from prefloop.types import Demonstration, Preference, PrefloopError, Prompt, StepLabels
 
 BUILTIN = "builtin"
 
@@ -57,3 +57,9 @@ def load_preferences(source: str | Path, *, skip_bad: bool = False) -> list[Pref
             raise PrefloopError(f"{path}: this is no finished label run; run the label stage to its end first.")
         path = path / "preferences.jsonl"
     return read_preferences(path, skip_bad=skip_bad)
+
+
+def load_step_labels(source: str | Path) -> list[StepLabels]:
+    """Step labels of a file. Raises PrefloopError for a folder, or when there are none."""
+    with _opened(source, "steps.jsonl") as path:
+        return read_step_labels(path)

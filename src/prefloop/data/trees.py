@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from prefloop.data.chat import Tokenizer, decode, encode_prompt, encode_text
+from prefloop.data.steps import step_ends, to_first_error
 from prefloop.types import (
     Author,
     Completion,
@@ -16,6 +17,7 @@ from prefloop.types import (
     PrefloopError,
     Prompt,
     Ranking,
+    StepLabels,
     Tree,
 )
 
@@ -113,6 +115,51 @@ def answer_tree(prompt: Prompt, completions: Sequence[Completion], encoder: Enco
             f"{encoder.context}; shorten it or lower max_tokens."
         )
     return Tree(id=prompt.id, nodes=(root, *branches), trajectory_id=prompt.id)
+
+
+def steps_tree(
+    prompt: Prompt, completions: Sequence[Completion], encoder: Encoder, rule: str
+) -> tuple[Tree, list[tuple[int, ...]]]:
+    """A prompt and its answers as in `answer_tree`, of which only the last token of each step is read; and the places
+    of these in each answer (data/steps.py says what a rule can be)."""
+    tree = answer_tree(prompt, completions, encoder)
+    ends = [step_ends(node.tokens, rule, encoder.tokenizer) for node in tree.nodes[1:]]
+    read = {1 + i: {"weight": _at(own, tree.nodes[1 + i])} for i, own in enumerate(ends)}
+    return with_fields(tree, read), ends
+
+
+def step_trees(labeled: Sequence[StepLabels], encoder: Encoder, rule: str) -> list[Tree]:
+    """One tree for each prompt, with labels at the step ends that carry one, up to each answer's first error; nothing
+    else is read. Raises PrefloopError where an answer has more or fewer steps than labels, or nothing is labeled."""
+    groups: dict[str, list[StepLabels]] = {}
+    for item in labeled:
+        groups.setdefault(item.prompt.id, []).append(item)
+    trees = []
+    for group in groups.values():
+        tree, ends = steps_tree(group[0].prompt, [item.completion for item in group], encoder, rule)
+        fields: dict[int, dict[str, list[float]]] = {}
+        for place, (item, own) in enumerate(zip(group, ends, strict=True), 1):
+            if len(own) != len(item.labels):
+                raise PrefloopError(
+                    f"Completion {item.completion.id!r} has {len(own)} steps by the rule {rule!r} and "
+                    f"{len(item.labels)} labels; give each step one, or take the rule that its labels were made by."
+                )
+            labels = to_first_error(item.labels)
+            known = {end: label for end, label in zip(own, labels, strict=True) if label is not None}
+            fields[place] = {"weight": _at(known, tree.nodes[place]), "label": _at(known, tree.nodes[place], known)}
+        if any(any(columns["weight"]) for columns in fields.values()):
+            trees.append(with_fields(tree, fields))
+    if not trees:
+        raise PrefloopError("No step has a label; give labels of at least one step.")
+    return trees
+
+
+def _at(places: Iterable[int], node: Node, values: Mapping[int, float] | None = None) -> list[float]:
+    """A column of a node: at places 1 or their values, else 0."""
+    column = [0.0] * len(node.tokens)
+    for place in places:
+        column[place] = values[place] if values else 1.0
+    return column
 
 
 def preference_trees(preferences: Sequence[Preference], encoder: Encoder) -> list[Tree]:

@@ -84,8 +84,9 @@ class LocalScorer:
         return states
 
     def outputs(self, forest: Forest, states: Tensor, read: AbstractSet[Read], temperature: float) -> Outputs:
-        """What is asked for, of hidden states: log-probs and entropy [R], values [R] before each token, scores [B]."""
-        logprobs = entropy = values = scores = None
+        """What is asked for, of hidden states: log-probs and entropy [R], values [R] before and steps [R] after each
+        token, scores [B]."""
+        logprobs = entropy = values = scores = steps = None
         if "logprobs" in read or "entropy" in read:
             logprobs, entropy = token_logprobs(
                 states[forest.sources],
@@ -99,7 +100,9 @@ class LocalScorer:
             values = self._head()(states[forest.sources])
         if "scores" in read:
             scores = self._head()(self._pooled(forest, states))
-        return Outputs(logprobs, entropy, values, scores)
+        if "steps" in read:
+            steps = self._head()(states[forest.targets])
+        return Outputs(logprobs, entropy, values, scores, steps)
 
     def _pooled(self, forest: Forest, states: Tensor) -> Tensor:
         if self.pooling == "last":
@@ -177,7 +180,7 @@ class LocalScorer:
         states = self.hidden(forest, lower)
         if reference is None:
             out = self.outputs(forest, states, read, temperature)
-            columns = {"logprobs": out.logprobs, "entropy": out.entropy, "values": out.values}
+            columns = {"logprobs": out.logprobs, "entropy": out.entropy, "values": out.values, "steps": out.steps}
         else:
             out = self.outputs(forest, states, read - {"logprobs", "entropy"}, temperature)
             both = self._against(forest, states, reference, temperature, lower)
@@ -187,6 +190,7 @@ class LocalScorer:
                 "logprobs": both.logp,
                 "entropy": both.entropy,
                 "values": out.values,
+                "steps": out.steps,
                 "reference_logprobs": both.logq,
                 "exact_kl": both.kl,
             }

@@ -21,12 +21,13 @@ from prefloop.types import PrefloopError
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """What the model said of a forest: log-probs, entropy and values [R], scores [B]; only what was asked for."""
+    """What the model said of a forest: log-probs, entropy, values, steps [R], scores [B]; only what was asked for."""
 
     logprobs: Tensor | None = None
     entropy: Tensor | None = None
     values: Tensor | None = None
     scores: Tensor | None = None
+    steps: Tensor | None = None
 
     def need(self, name: Read) -> Tensor:
         value: Tensor | None = getattr(self, name)
@@ -77,6 +78,15 @@ def plackett_luce(out: Outputs, forest: Forest, totals: Totals, *, centre: float
     )
     made = LossOut(loss, {"loss/train": loss.detach(), "accuracy/train": _accuracy(scores, forest, totals)})
     return _centred(made, scores, forest, totals, centre)
+
+
+def process(out: Outputs, forest: Forest, totals: Totals) -> LossOut:
+    """Binary cross-entropy at the step ends, their weighted mean; labels may be soft (Lightman et al. 2023; Wang et al.
+    2023, see ops.losses). Steps without a label are not read."""
+    scores, label, weight = out.need("steps"), forest.field("label"), forest.field("weight")
+    loss = losses.binary(scores, label, weight) / totals.tokens
+    right = ((scores.detach() > 0) == (label > 0.5)).float()
+    return LossOut(loss, {"loss/train": loss.detach(), "accuracy/train": masked_sum(right, weight) / totals.tokens})
 
 
 def dpo(out: Outputs, forest: Forest, totals: Totals, *, beta: float) -> LossOut:
@@ -236,6 +246,7 @@ LOSSES: dict[str, tuple[LossFn, frozenset[Read]]] = {
     "sft": (sft, frozenset({"logprobs"})),
     "bradley_terry": (bradley_terry, frozenset({"scores"})),
     "plackett_luce": (plackett_luce, frozenset({"scores"})),
+    "process": (process, frozenset({"steps"})),
     "dpo": (dpo, frozenset({"logprobs"})),
     "grpo": (grpo, frozenset({"logprobs"})),
     "rloo": (rloo, frozenset({"logprobs"})),

@@ -13,19 +13,21 @@ from numpy.typing import NDArray
 
 from prefloop.types import Checkpoint, Completion, Sampling, Tree
 
-Read = Literal["logprobs", "entropy", "values", "scores", "exact_kl"]
+Read = Literal["logprobs", "entropy", "values", "scores", "steps", "exact_kl"]
 Column = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
 class Readings:
     """What a forward read of one tree, by node: per token of the node (0 where a token is not read), and a score for
-    each leaf. `reference_logprobs` and `exact_kl` (nats) come with a reference."""
+    each leaf. `values` is what the head says before each token, `steps` after it. `reference_logprobs` and `exact_kl`
+    (nats) come with a reference."""
 
     logprobs: Mapping[int, Column] = field(default_factory=dict)
     entropy: Mapping[int, Column] = field(default_factory=dict)
     values: Mapping[int, Column] = field(default_factory=dict)
     scores: Mapping[int, float] = field(default_factory=dict)
+    steps: Mapping[int, Column] = field(default_factory=dict)
     reference_logprobs: Mapping[int, Column] = field(default_factory=dict)
     exact_kl: Mapping[int, Column] = field(default_factory=dict)
 

@@ -87,6 +87,15 @@ def plackett_luce(
     return -masked_sum(chances, weight)
 
 
+def binary(logits: Float[Tensor, " R"], label: Float[Tensor, " R"], weight: Float[Tensor, " R"]) -> Float[Tensor, ""]:
+    """-sum_r w ( t log sigmoid(z) + (1 - t) log sigmoid(-z) ), in nats; label t in [0, 1] is a probability.
+
+    Of steps of an answer, z at the last token of each: Lightman et al. 2023 (arXiv 2305.20050) with labels 0 and 1,
+    Math-Shepherd (Wang et al. 2023, arXiv 2312.08935) with soft ones too.
+    """
+    return -masked_sum(label * logsigmoid(logits) + (1 - label) * logsigmoid(-logits), weight)
+
+
 def centring(
     score_a: Float[Tensor, " N"], score_b: Float[Tensor, " N"], weight: Float[Tensor, " N"]
 ) -> Float[Tensor, ""]:

@@ -11,7 +11,7 @@ from prefloop.configs.shared import EngineConfig
 from prefloop.data.trees import answer_tree
 from prefloop.engine.build import build_encoder, build_reward_scorer
 from prefloop.ops.ensembles import Floats, disagreement
-from prefloop.types import Completion, Prompt, Score
+from prefloop.types import Completion, PrefloopError, Prompt, Score
 
 
 class LearnedReward:
@@ -21,6 +21,8 @@ class LearnedReward:
 
     def __init__(self, name: str, engine: EngineConfig) -> None:
         self.scorer, self.record = build_reward_scorer(name, engine)
+        if "steps" in self.record.details:
+            raise PrefloopError(f"{name} scores steps; say how they are combined, as in 'steps=product:{name}'.")
         self.encoder = build_encoder(self.scorer.loaded)
         assert self.scorer.head is not None
         self.heads = [self.scorer.head, *self.scorer.members]

@@ -9,6 +9,7 @@ from pathlib import Path
 from prefloop.configs.shared import EngineConfig
 from prefloop.rewards.ensemble import names_ensemble, resolve_ensemble
 from prefloop.rewards.learned import LearnedReward
+from prefloop.rewards.process import ProcessReward, names_process
 from prefloop.rewards.rubric import rubric
 from prefloop.rewards.verifiers import (
     constraints,
@@ -37,15 +38,23 @@ REWARDS: dict[str, RewardFn] = {
 }
 
 
+def reward_folders(name: str) -> list[str]:
+    """The folders of reward models that a reward's name holds, in its order; the name itself where it is none of ours
+    with a colon."""
+    return name.partition(":")[2].split(",") if names_ensemble(name) or names_process(name) else [name]
+
+
 def resolve_reward(name: str, engine: EngineConfig) -> RewardFn:
-    """A name of the table, a reward model's run or checkpoint folder, several ("mean:A,B", see rewards/ensemble.py), or
-    the user's own "module:function"."""
+    """A name of the table, a reward model's run or checkpoint folder, several ("mean:A,B", see rewards/ensemble.py), a
+    process reward model's ("steps=product:A", see rewards/process.py), or the user's own "module:function"."""
     if name in REWARDS:
         return REWARDS[name]
     if name and Path(name).is_dir():
         return LearnedReward(name, engine)
     if names_ensemble(name):
         return resolve_ensemble(name, engine)
+    if names_process(name):
+        return ProcessReward(name, engine)
     module, _, function = name.partition(":")
     try:
         found: RewardFn = getattr(importlib.import_module(module), function)

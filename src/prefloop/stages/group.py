@@ -23,6 +23,7 @@ from prefloop.engine.build import (
 )
 from prefloop.engine.schedule import rate, take
 from prefloop.ops.advantages import group_normalised, leave_one_out
+from prefloop.rewards.mix import MixedReward
 from prefloop.rewards.resolve import resolve_reward
 from prefloop.run import Run, progress
 from prefloop.stages.rollouts import (
@@ -38,6 +39,7 @@ from prefloop.stages.rollouts import (
     measure,
     read_policy,
     record,
+    reward_sources,
     sampled_logprobs,
     sampler_gap,
     shaped_scores,
@@ -50,8 +52,8 @@ from prefloop.types import Sampling, Tree
 def run(config: GroupConfig) -> Mapping[str, Any]:
     """Train the policy; returns the result with its path. The same call continues an interrupted run exactly."""
     parent = resolve_checkpoint(config.policy)
-    parents = {"policy": parent, "reward": resolve_checkpoint(config.reward)}
-    with Run.open(config.out, config, stage="group", parents=parents) as run:
+    sources = reward_sources(config)
+    with Run.open(config.out, config, stage="group", parents={"policy": parent, **sources}) as run:
         if run.finished:
             return run.result
         use_threads(config.engine)
@@ -65,13 +67,14 @@ def run(config: GroupConfig) -> Mapping[str, Any]:
             reference = build_scorer(load(config.policy, config.engine), config.engine)
         int8 = config.rollout_dtype == "int8"
         sampler = build_sampler(loaded, run.path.name, config.engine, int8=int8)
-        reward = resolve_reward(config.reward, config.engine)
         watch = Watch(config)
         prompts = load_prompts(config.prompts, splits=(config.split,))
         samplings = [Sampling(temperature=config.temperature, max_tokens=config.max_tokens)] * config.group
         episodes = config.prompts_per_step * config.group
         start, state = resume(run, learner, parent)
         kl = controller(config.kl, episodes, state.get("kl_coef"))
+        mix = config.mix and MixedReward(config.mix, config.reward, config.engine, state.get("mix", {}))
+        reward = mix or resolve_reward(config.reward, config.engine)
 
         with progress(config.steps, "steps", done=start) as bar:
             for step in range(start, config.steps):
@@ -83,7 +86,8 @@ def run(config: GroupConfig) -> Mapping[str, Any]:
 
                 flat_prompts = [prompt for prompt, group in zip(chosen, groups, strict=True) for _ in group]
                 flat = [completion for group in groups for completion in group]
-                scores = shaped_scores(reward, flat_prompts, flat, config)
+                judged = reward(flat_prompts, flat)
+                scores = shaped_scores(judged, flat, config.missing_stop_score)
                 trees = [answer_tree(prompt, group, encoder) for prompt, group in zip(chosen, groups, strict=True)]
                 parts = [list(range(i, len(trees), config.minibatches)) for i in range(config.minibatches)]
                 readings = None
@@ -118,14 +122,16 @@ def run(config: GroupConfig) -> Mapping[str, Any]:
                 done = time.perf_counter()
                 metrics |= {"time/sample": sampled - began, "time/score": scored - sampled}
                 metrics |= {"time/update": done - scored}
+                metrics |= mix.learn(judged) if mix else {}
                 record(run, step, rollouts)
                 run.log(step, metrics)
                 kl = kl.update(metrics["kl/exact"], episodes) if leashed else kl
                 if (step + 1) % config.save_every == 0 and step + 1 < config.steps:
-                    save_step(run, learner, step, parent, {"kl_coef": kl.coef})
+                    saved = {"kl_coef": kl.coef} | ({"mix": mix.state} if mix else {})
+                    save_step(run, learner, step, parent, saved)
                 bar.advance(1, f"score {metrics['reward/score']:+.2f}")
 
-        checkpoint = save_final(run, learner, config.steps, parent, "policy", {"reward": parents["reward"]})
+        checkpoint = save_final(run, learner, config.steps, parent, "policy", sources)
         return run.finish({"checkpoint": checkpoint, "kl_coef": kl.coef, "episodes": config.steps * episodes})
 
 

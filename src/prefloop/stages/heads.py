@@ -18,7 +18,7 @@ from prefloop.types import Tree
 
 
 def further_heads(
-    learner: LocalLearner, trees: Sequence[Tree], config: RewardConfig, loss: str, params: Mapping[str, float]
+    learner: LocalLearner, trees: Sequence[Tree], config: RewardConfig, params: Mapping[str, float]
 ) -> list[ScalarHead]:
     """config.heads - 1 heads, fitted on the states that the trunk, as it is, has for the training trees: the same loss,
     batches and schedule as the first head's, but with a start and an order of the data of each one's own (linear-layer
@@ -26,14 +26,13 @@ def further_heads(
     if config.heads == 1:
         return []
     states = learner.pooled(trees)
-    return [_fitted(states, trees, config, loss, params, member) for member in range(1, config.heads)]
+    return [_fitted(states, trees, config, params, member) for member in range(1, config.heads)]
 
 
 def _fitted(
     states: Sequence[torch.Tensor],
     trees: Sequence[Tree],
     config: RewardConfig,
-    loss: str,
     params: Mapping[str, float],
     member: int,
 ) -> ScalarHead:
@@ -42,7 +41,7 @@ def _fitted(
     optimizer = torch.optim.AdamW(
         head.parameters(), betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay, fused=True
     )
-    function, _ = resolve_loss(loss)
+    function, _ = resolve_loss(config.loss)
     examples = len(trees) * config.epochs
     total = math.ceil(examples / config.batch)
     for step in range(total):

@@ -1,4 +1,5 @@
-"""A reward model from comparisons (Stiennon et al. 2020; Ouyang et al. 2022), measured on prompts that it never saw."""
+"""A reward model from comparisons (Stiennon et al. 2020; Ouyang et al. 2022) or from labels of steps (Lightman et al.
+2023), measured on prompts that it never saw."""
 
 from __future__ import annotations
 
@@ -28,6 +29,7 @@ from prefloop.run import Run, progress
 from prefloop.stages.heads import further_heads, headed
 from prefloop.stages.measuring import heldout_figures
 from prefloop.stages.saving import resume, save_final, save_step
+from prefloop.stages.stepwise import Steps
 from prefloop.types import Checkpoint, Preference, PrefloopError, Tree
 
 LEAST_SPREAD = 0.25  # confirmed logits of preference, among answers to one prompt
@@ -35,7 +37,8 @@ LEAST_SLOPE = 0.05
 
 
 def run(config: RewardConfig) -> Mapping[str, Any]:
-    """Fit, fix gain and bias on reference samples, measure; returns the result with the checkpoint's path."""
+    """Fit, measure, of comparisons fix gain and bias on reference samples; returns the result with the checkpoint's
+    path."""
     parent = resolve_checkpoint(config.model)
     parents = {"model": parent, "preferences": config.preferences}
     with Run.open(config.out, config, stage="reward", parents=parents) as run:
@@ -44,15 +47,8 @@ def run(config: RewardConfig) -> Mapping[str, Any]:
         use_threads(config.engine)
         loaded = load(config.model, config.engine)
         encoder = build_encoder(loaded)
-        known = load_preferences(config.preferences)
-        if not config.margins:
-            known = [dataclasses.replace(preference, margin=0.0) for preference in known]
-        loss, params = objective(config, known)
-        training, heldout = split(known, config.heldout, derived_seed(config.seed, "heldout"))
-        if config.shuffle_labels:
-            training = shuffled(training, derived_seed(config.seed, "shuffle"))
-        trees = preference_trees(training, encoder)
-        unseen = preference_trees(heldout, encoder) if config.early_stop else []
+        known = Steps(config, encoder) if config.loss == "process" else Comparisons(config, encoder)
+        trees = known.trees
         head = reward_head(loaded.model.config.get_text_config().hidden_size, config.seed)
         pooling: Pooling = config.pooling_k if config.pooling == "last_k" else config.pooling
         learner = build_learner(
@@ -75,11 +71,11 @@ def run(config: RewardConfig) -> Mapping[str, Any]:
                 began = time.perf_counter()
                 done = step * config.batch
                 batch = take(trees, done, min(config.batch, examples - done), config.seed)
-                metrics = learner.forward_backward(batch, loss, params)
+                metrics = learner.forward_backward(batch, config.loss, known.params)
                 factor = rate(config.optim, step, total)
                 metrics |= learner.optim_step(config.optim.lr * factor, config.optim.head_lr * factor)
                 if stop and ((step + 1) % stop.every == 0 or step + 1 == total):
-                    metrics["loss/heldout"] = heldout_loss(learner, unseen, loss, params)
+                    metrics["loss/heldout"] = heldout_loss(learner, known.unseen, config.loss, known.params)
                 run.log(step, metrics | {"time/step": time.perf_counter() - began})
                 if metrics.get("loss/heldout", math.inf) < best_loss:
                     best_step, best_loss = step, metrics["loss/heldout"]
@@ -95,17 +91,8 @@ def run(config: RewardConfig) -> Mapping[str, Any]:
         if stop:
             learner.load(kept)
 
-        pairs = _score(learner, encoder, heldout)
-        slope, least = calibration(pairs)
-        gain, bias = centre(learner, encoder, training, config.reference_samples, least)
-        learner.members = further_heads(learner, trees, config, loss, params)
-        members = []
-        for member in learner.members:
-            with headed(learner, member):
-                _, confirmed = calibration(_score(learner, encoder, heldout))
-                members.append(centre(learner, encoder, training, config.reference_samples, confirmed))
-        figures = heldout_figures(run, pairs, gain, bias) | {"slope": slope, "slope_low": least}
-        details = {"pooling": pooling, "gain": gain, "bias": bias, "members": members}
+        figures, details = known.measured(run, learner)
+        details |= {"pooling": pooling}
         checkpoint = save_final(run, learner, best_step + 1 if stop else total, parent, "reward", details)
         history = [row.values["accuracy/train"] for row in run.metrics()][-(len(trees) // config.batch or 1) :]
         result = run.finish(
@@ -113,9 +100,6 @@ def run(config: RewardConfig) -> Mapping[str, Any]:
                 "checkpoint": checkpoint,
                 **figures,
                 "accuracy_train": sum(history) / len(history),
-                "pairs_train": sum(len(tree.pairs) for tree in trees),
-                "gain": gain,
-                "bias": bias,
                 "labels_shuffled": config.shuffle_labels,
                 **({"updates": best_step + 1, "loss_heldout": best_loss} if stop else {}),
             }
@@ -124,24 +108,65 @@ def run(config: RewardConfig) -> Mapping[str, Any]:
         return result
 
 
-def objective(config: RewardConfig, preferences: Sequence[Preference]) -> tuple[str, dict[str, float]]:
-    """The loss and its parameters. Raises PrefloopError for margins that it has no use for."""
+class Comparisons:
+    """What a reward model learns from: comparisons, as trees to train on and `unseen` ones."""
+
+    def __init__(self, config: RewardConfig, encoder: Encoder) -> None:
+        known = load_preferences(config.preferences)
+        if not config.margins:
+            known = [dataclasses.replace(preference, margin=0.0) for preference in known]
+        self.params = objective(config, known)
+        self.encoder, self.config = encoder, config
+        self.training, self.heldout = split(known, config.heldout, derived_seed(config.seed, "heldout"))
+        if config.shuffle_labels:
+            self.training = shuffled(self.training, derived_seed(config.seed, "shuffle"))
+        self.trees = preference_trees(self.training, encoder)
+        self.unseen = preference_trees(self.heldout, encoder) if config.early_stop else []
+
+    def measured(self, run: Run, learner: LocalLearner) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Figures over the held-out pairs, which go into samples.jsonl, and gain and bias for the checkpoint, of further
+        heads too, which are fitted here."""
+        pairs = _score(learner, self.encoder, self.heldout)
+        slope, least = calibration(pairs)
+        gain, bias = self._centred(learner, least)
+        scale = {"gain": gain, "bias": bias}
+        learner.members = further_heads(learner, self.trees, self.config, self.params)
+        members = []
+        for member in learner.members:
+            with headed(learner, member):
+                _, confirmed = calibration(_score(learner, self.encoder, self.heldout))
+                members.append(self._centred(learner, confirmed))
+        trained = {"pairs_train": sum(len(tree.pairs) for tree in self.trees)}
+        figures = heldout_figures(run, pairs, gain, bias) | {"slope": slope, "slope_low": least}
+        return figures | trained | scale, scale | {"members": members}
+
+    def _centred(self, learner: LocalLearner, slope: float) -> tuple[float, float]:
+        return centre(learner, self.encoder, self.training, self.config.reference_samples, slope)
+
+
+def objective(config: RewardConfig, preferences: Sequence[Preference]) -> dict[str, float]:
+    """The loss's parameters. Raises PrefloopError for margins that it has no use for."""
     if config.loss == "bradley_terry":
-        noise = {"label_smoothing": config.label_smoothing, "floor": config.random_floor}
-        return config.loss, noise | {"centre": config.centre}
+        return {"label_smoothing": config.label_smoothing, "floor": config.random_floor, "centre": config.centre}
     if any(p.margin for p in preferences):
         raise PrefloopError("Comparisons carry margins, which plackett_luce cannot use; set reward.margins = false.")
-    return config.loss, {"centre": config.centre}
+    return {"centre": config.centre}
 
 
 def heldout_loss(learner: LocalLearner, trees: Sequence[Tree], loss: str, params: Mapping[str, float]) -> float:
     """The training loss on trees, without a gradient."""
-    function, _ = resolve_loss(loss)
+    function, reads = resolve_loss(loss)
     totals = Totals.of(trees)
     share = 0.0
-    for tree, reading in zip(trees, learner.forward(trees, {"scores"}), strict=True):
-        scores = torch.tensor([reading.scores[node] for node in leaf_nodes(tree)])
-        share += float(function(Outputs(scores=scores), build_forest([tree]), totals, **params).loss)
+    for tree, reading in zip(trees, learner.forward(trees, reads), strict=True):
+        forest = build_forest([tree])
+        if "steps" in reads:
+            read = [(reading.steps[s.node], tree.nodes[s.node].fields["weight"]) for s in forest.spans]
+            steps = np.concatenate([column[np.flatnonzero(weight)] for column, weight in read])
+            out = Outputs(steps=torch.from_numpy(steps))
+        else:
+            out = Outputs(scores=torch.tensor([reading.scores[node] for node in leaf_nodes(tree)]))
+        share += float(function(out, forest, totals, **params).loss)
     return share
 
 

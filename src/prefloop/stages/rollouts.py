@@ -18,9 +18,9 @@ from prefloop.engine.local import LocalLearner, LocalScorer
 from prefloop.engine.verbs import Column, Read, Readings
 from prefloop.evals.winrate import outcome
 from prefloop.ops.kl import AdaptiveKL, FixedKL, k3
-from prefloop.rewards.resolve import RewardFn, resolve_reward
+from prefloop.rewards.resolve import resolve_reward, reward_folders
 from prefloop.run import Run
-from prefloop.types import Completion, PrefloopError, Prompt, Tree, from_json, to_json
+from prefloop.types import Completion, PrefloopError, Prompt, Score, Tree, from_json, to_json
 
 Reference = LocalScorer | Literal["adapter-off"] | None
 IMPORTANCE_CAP = 2.0  # where rollouts come from weights of another precision (Yao et al. 2025)
@@ -102,17 +102,29 @@ def sampled_logprobs(completion: Completion) -> Column:
     return np.asarray(completion.segments[0].logprobs, dtype=np.float32)
 
 
+def reward_sources(config: RolloutConfig) -> dict[str, str]:
+    """What a run's reward comes from, by role: `reward`, or `reward-NAME` of each part of a mix; the members of an
+    ensemble one by one, as `reward[0]` and so on."""
+    names = {"reward": config.reward}
+    if config.mix is not None:
+        names = {f"reward-{name}": own or config.reward for name, own in config.mix.parts.items()}
+    found: dict[str, str] = {}
+    for role, name in names.items():
+        folders = [resolve_checkpoint(folder.strip()) for folder in reward_folders(name)]
+        found |= {f"{role}[{i}]": own for i, own in enumerate(folders)} if len(folders) > 1 else {role: folders[0]}
+    return found
+
+
 def shaped_scores(
-    reward: RewardFn, prompts: Sequence[Prompt], completions: Sequence[Completion], config: RolloutConfig
+    scores: Sequence[Score], completions: Sequence[Completion], missing_stop_score: float | None
 ) -> list[float]:
-    """Reward-model scores, of answers that are empty or did not end by themselves at most `missing_stop_score`: what
-    an empty answer is worth no reward model was shown."""
-    scores = [score.value for score in reward(prompts, completions)]
-    missing = config.missing_stop_score
-    if missing is None:
-        return scores
+    """Scores, of answers that are empty or did not end by themselves at most `missing_stop_score`: what an empty answer
+    is worth no reward model was shown."""
+    values = [score.value for score in scores]
+    if missing_stop_score is None:
+        return values
     whole = [c.finish_reason == "stop" and bool(c.text.strip()) for c in completions]
-    return [score if good else min(score, missing) for score, good in zip(scores, whole, strict=True)]
+    return [value if good else min(value, missing_stop_score) for value, good in zip(values, whole, strict=True)]
 
 
 def controller(config: KLConfig, episodes: int, coef: float | None) -> AdaptiveKL | FixedKL:

@@ -1,0 +1,132 @@
+"""Stages that train on a mix of rewards: each part is logged, what overrules does, a resumed run has equal numbers."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from prefloop.configs.group import GroupConfig
+from prefloop.configs.mix import MixConfig
+from prefloop.configs.ppo import PPOConfig
+from prefloop.configs.rollout import KLConfig
+from prefloop.configs.shared import EngineConfig, OptimConfig
+from prefloop.data.jsonl import write_jsonl
+from prefloop.models.checkpoint import read_checkpoint
+from prefloop.stages import group, ppo
+from prefloop.types import Message, Prompt
+
+ENGINE = EngineConfig(dtype="fp32", threads=1, token_budget=1500)
+PARTS = """
+from prefloop.types import Score
+
+def share(wanted):
+    return lambda prompts, completions: [Score(value=sum(map(wanted, c.tokens)) / len(c.tokens)) for c in completions]
+
+even, small = share(lambda t: t % 2 == 0), share(lambda t: t < 128)
+odd = share(lambda t: t % 2 == 1)
+calls = 0
+
+def fails_once(prompts, completions):
+    global calls
+    calls += 1
+    if calls == 4:
+        raise RuntimeError("the power went off")
+    return small(prompts, completions)
+"""
+
+
+@pytest.fixture(autouse=True)
+def _workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "toy_parts", raising=False)
+    Path("toy_parts.py").write_text(PARTS)
+    slices = ("everyday", "unsafe", "everyday")
+    messages = [(Message(role="user", content=f"Name {i}."),) for i in range(len(slices))]
+    rows = [Prompt(id=f"p{i}", messages=m, slice=s) for i, (m, s) in enumerate(zip(messages, slices, strict=True))]
+    write_jsonl("prompts.jsonl", rows)
+
+
+def settings(out: str, mix: dict[str, Any], **rest: Any) -> dict[str, Any]:
+    return {
+        "out": out,
+        "policy": "tiny",
+        "prompts": "prompts.jsonl",
+        "steps": 5,
+        "prompts_per_step": 3,
+        "group": 4,
+        "max_tokens": 4,
+        "missing_stop_score": None,
+        "kl": KLConfig(controller="fixed", coef=0.0),
+        "optim": OptimConfig(lr=3e-3, decay=False, warmup=0.0, head_lr=1e-2),
+        "engine": ENGINE,
+        "mix": MixConfig(**mix),
+        **rest,
+    }
+
+
+def metrics(out: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in Path(out, "metrics.jsonl").read_text().splitlines()]
+
+
+def untimed(out: str) -> list[dict[str, Any]]:
+    return [{key: value for key, value in row.items() if "time/" not in key} for row in metrics(out)]
+
+
+def everything(small: str = "small") -> dict[str, Any]:
+    """A sum, a gate and a constraint at once."""
+    return {
+        "parts": {"even": "", "small": f"toy_parts:{small}", "odd": "toy_parts:odd"},
+        "weights": {"even": 1.0, "odd": 0.1},
+        "gate": {"part": "odd", "below": -1.0},
+        "constraint": {"part": "small", "at_least": 1.0, "rate": 0.3},
+    }
+
+
+@pytest.mark.parametrize("stage", ["ppo", "group"])
+def test_an_interrupted_run_on_a_mix_continues_the_same_numbers(stage: str) -> None:
+    rest: dict[str, Any] = {"reward": "toy_parts:even", "save_every": 2}
+    run: Any = {"ppo": lambda c: ppo.run(PPOConfig(**c)), "group": lambda c: group.run(GroupConfig(**c))}[stage]
+    run(settings("whole", everything(), **rest))
+    with pytest.raises(RuntimeError, match="power"):
+        run(settings("broken", everything("fails_once"), **rest))
+    assert len(metrics("broken")) == 3
+    run(settings("broken", everything("fails_once"), **rest))
+    assert untimed("whole") == untimed("broken") and len(untimed("whole")) == 5
+    rows = metrics("whole")
+    assert {"reward/even", "reward/small", "reward/odd", "reward/gated", "reward/multiplier"} <= rows[0].keys()
+    assert [rows[0][f"reward/{name}"] for name in ("even", "small", "odd")] == pytest.approx([0, 0, 0], abs=1e-9)
+    assert rows[0]["reward/multiplier"] == 0.0
+    for before, after in itertools.pairwise(rows):
+        wanted = before["reward/multiplier"] + 0.3 * (1.0 - before["reward/small"])
+        assert after["reward/multiplier"] == pytest.approx(max(0.0, wanted))
+    assert rows[1]["reward/multiplier"] == pytest.approx(0.3) and rows[0]["reward/gated"] >= 1 / 3
+    details = read_checkpoint("whole/checkpoint").details
+    assert details == {
+        "reward-even": "toy_parts:even",
+        "reward-small": "toy_parts:small",
+        "reward-odd": "toy_parts:odd",
+    }
+
+
+def test_a_constraint_holds_what_the_sum_would_give_up_and_a_slack_one_changes_nothing() -> None:
+    """Even tokens are worth one std each; of odd ones there must be as many as the reference has, or hardly any."""
+    parts = {"even": "toy_parts:even", "odd": "toy_parts:odd"}
+    long: dict[str, Any] = {"steps": 16, "group": 12}
+    for out, at_least in (("held", 0.0), ("slack", -9.0)):
+        rule = {"part": "odd", "at_least": at_least, "rate": 0.5}
+        mix = {"parts": parts, "weights": {"even": 1.0}, "constraint": rule}
+        group.run(GroupConfig(**settings(out, mix, **long)))
+    free = {"parts": parts, "weights": {"even": 1.0, "odd": 0.0}}
+    group.run(GroupConfig(**settings("free", free, **long)))
+    even = {out: float(np.mean([row["reward/even"] for row in metrics(out)[-6:]])) for out in ("held", "slack", "free")}
+    assert abs(even["held"]) < 0.5 < 1.0 < even["free"]
+    slack = [{key: value for key, value in row.items() if key != "reward/multiplier"} for row in untimed("slack")]
+    assert slack == untimed("free") and {row["reward/multiplier"] for row in metrics("slack")} == {0.0}
+    assert metrics("held")[-1]["reward/multiplier"] > 0.5
