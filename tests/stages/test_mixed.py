@@ -19,6 +19,7 @@ from prefloop.configs.shared import EngineConfig, OptimConfig
 from prefloop.data.jsonl import write_jsonl
 from prefloop.models.checkpoint import read_checkpoint
 from prefloop.stages import group, ppo
+from prefloop.stages.rollouts import reward_sources
 from prefloop.types import Message, Prompt
 
 ENGINE = EngineConfig(dtype="fp32", threads=1, token_budget=1500)
@@ -130,3 +131,16 @@ def test_a_constraint_holds_what_the_sum_would_give_up_and_a_slack_one_changes_n
     slack = [{key: value for key, value in row.items() if key != "reward/multiplier"} for row in untimed("slack")]
     assert slack == untimed("free") and {row["reward/multiplier"] for row in metrics("slack")} == {0.0}
     assert metrics("held")[-1]["reward/multiplier"] > 0.5
+
+
+def test_a_run_knows_every_model_that_its_reward_stands_on() -> None:
+    def sources(reward: str, **parts: str) -> dict[str, str]:
+        mix = MixConfig(parts=parts, weights=dict.fromkeys(parts, 1.0)) if parts else None
+        return reward_sources(PPOConfig(out="run", reward=reward, mix=mix))
+
+    assert sources("a") == {"reward": "a"}
+    assert sources("toy_parts:even") == {"reward": "toy_parts:even"}
+    assert sources("uncertainty=0.5:a, b") == {"reward[0]": "a", "reward[1]": "b"}
+    assert sources("steps=product:a") == {"reward": "a"}
+    both = sources("average:a,b", helpful="", brief="rubric")
+    assert both == {"reward-helpful[0]": "a", "reward-helpful[1]": "b", "reward-brief": "rubric"}

@@ -124,8 +124,8 @@ class Comparisons:
         self.unseen = preference_trees(self.heldout, encoder) if config.early_stop else []
 
     def measured(self, run: Run, learner: LocalLearner) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Figures over the held-out pairs, which go into samples.jsonl, and gain and bias for the checkpoint, of further
-        heads too, which are fitted here."""
+        """Figures over the held-out pairs, which go into samples.jsonl, and gain and bias for the checkpoint, those of
+        further heads too, which are fitted here."""
         pairs = _score(learner, self.encoder, self.heldout)
         slope, least = calibration(pairs)
         gain, bias = self._centred(learner, least)
