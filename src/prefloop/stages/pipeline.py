@@ -11,7 +11,7 @@ from prefloop.configs.load import stage_config
 from prefloop.configs.pipeline import RecipeConfig
 from prefloop.evals.report import build_report
 from prefloop.run import write_atomic
-from prefloop.stages import collect, direct, evaluate, group, label, ppo, reward, sft
+from prefloop.stages import collect, direct, evaluate, evaluate_reward, group, label, ppo, reward, sft
 
 RUNS: dict[str, Callable[[Any], Mapping[str, Any]]] = {
     "sft": sft.run,
@@ -22,6 +22,7 @@ RUNS: dict[str, Callable[[Any], Mapping[str, Any]]] = {
     "group": group.run,
     "direct": direct.run,
     "evaluate": evaluate.run,
+    "evaluate_reward": evaluate_reward.run,
 }
 
 
@@ -67,6 +68,7 @@ def inputs(recipe: RecipeConfig, stage: str) -> dict[str, Any]:
             "policy": of(trained(recipe)),
             "baselines": (start, recipe.model) if start != recipe.model else (start,),
         },
+        "evaluate_reward": {"reward": of("reward"), "preferences": of("label")},
     }
     return found[stage]
 
