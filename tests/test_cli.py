@@ -26,6 +26,11 @@ from prefloop.types import Comparison, Completion, Judgment, Message, PrefloopEr
 runner = CliRunner()
 
 
+def words(stage: str) -> list[str]:
+    """A stage on the command line: evaluate_reward is `evaluate reward`."""
+    return stage.split("_")
+
+
 def test_help_loads_nothing_heavy() -> None:
     code = """if True:
         import sys
@@ -34,7 +39,7 @@ def test_help_loads_nothing_heavy() -> None:
         print([m for m in ("torch", "transformers", "pydantic", "sqlalchemy", "rich") if m in sys.modules])
     """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert all(stage in done.stdout for stage in STAGES)
+    assert all(words(stage)[0] in done.stdout for stage in STAGES)
     assert done.stdout.splitlines()[-1] == "[]"
 
 
@@ -44,12 +49,13 @@ def test_version_is_the_packages() -> None:
 
 @pytest.mark.parametrize("stage", sorted(STAGES))
 def test_a_stages_help_lists_every_key(stage: str) -> None:
-    text = runner.invoke(cli.app, [stage, "--help"]).stdout
-    assert cli.STAGE_HELP[stage] in text
-    words = text.split()
+    text = runner.invoke(cli.app, [*words(stage), "--help"]).stdout
+    shown = text.split()
+    assert cli.STAGE_HELP[stage] in " ".join(shown)
+    assert f"[{stage}]" in shown
     for key in stage_keys(stage):
-        assert key.name in words
-        assert key.help.split()[0] in words
+        assert key.name in shown
+        assert key.help.split()[0] in shown
 
 
 @pytest.mark.parametrize("command", ["run", "quickstart"])
@@ -67,17 +73,17 @@ def test_who_compares_is_an_option_and_short_for_a_key(words: list[str]) -> None
     assert cli._by(None, None) == []
 
 
-@pytest.mark.parametrize("command", ["run", *sorted(STAGES)])
+@pytest.mark.parametrize("command", ["run", *sorted(STAGES), "evaluate_policy"])
 def test_a_mistake_is_one_line_and_one_json_object(command: str, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.toml"
     recipe.write_text('name = "try"\n', encoding="utf-8")
-    words = [command, str(recipe), "--set", "ppo.kl.targte=4"]
-    plain, as_json = runner.invoke(cli.app, words), runner.invoke(cli.app, [*words, "--json"])
+    line = [*words(command), str(recipe), "--set", "ppo.kl.targte=4"]
+    plain, as_json = runner.invoke(cli.app, line), runner.invoke(cli.app, [*line, "--json"])
     assert (plain.exit_code, as_json.exit_code) == (1, 1)
-    line = f"prefloop: {recipe}: unknown key 'targte' in [ppo.kl]; the nearest known one is 'target'.\n"
-    assert (plain.stdout, plain.stderr) == ("", line)
-    assert as_json.stderr == line
-    assert "prefloop: " + json.loads(as_json.stdout)["error"] + "\n" == line
+    error = f"prefloop: {recipe}: unknown key 'targte' in [ppo.kl]; the nearest known one is 'target'.\n"
+    assert (plain.stdout, plain.stderr) == ("", error)
+    assert as_json.stderr == error
+    assert "prefloop: " + json.loads(as_json.stdout)["error"] + "\n" == error
 
 
 def test_an_interrupt_is_one_line_and_status_130(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 import prefloop
 from prefloop.types import PrefloopError, to_json
@@ -22,7 +22,8 @@ STAGE_HELP = {
     "ppo": "Train the policy against the reward model, on a KL leash.",
     "group": "Train the policy by comparing answers to one prompt: GRPO or RLOO.",
     "direct": "Fit the policy on the comparisons themselves: DPO.",
-    "evaluate": "Compare the policy with its baselines on held-out prompts.",
+    "evaluate": "Compare the policy with its baselines on held-out prompts (`evaluate reward`: report on a reward).",
+    "evaluate_reward": "Report on a reward: accuracy, calibration, biases, what to do about them.",
 }
 
 app = typer.Typer(
@@ -34,6 +35,18 @@ app = typer.Typer(
 )
 labels = typer.Typer(help="Move judgments in and out of the label store.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(labels, name="labels")
+
+
+class EvaluateGroup(TyperGroup):
+    """`evaluate RECIPE` is `evaluate policy RECIPE`; `evaluate reward RECIPE` is a command beside it."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, args if args[:1] in (["reward"], ["policy"]) else ["policy", *args])
+
+
+EVALUATIONS = {"policy": "evaluate", "reward": "evaluate_reward"}
+evaluate = typer.Typer(cls=EvaluateGroup, rich_markup_mode=None)
+app.add_typer(evaluate, name="evaluate", help=STAGE_HELP["evaluate"])
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe (TOML).", show_default=False)]
 Overrides = Annotated[
@@ -81,6 +94,8 @@ class RecipeCommand(TyperCommand):
         from prefloop.configs.pipeline import RecipeConfig
 
         stage = str(self.name)
+        if ctx.parent and ctx.parent.info_name == "evaluate":
+            stage = EVALUATIONS[stage]
         title = f"Keys of section [{stage}] (--set {stage}.KEY=VALUE)" if stage in STAGE_HELP else "Keys of a recipe"
         with formatter.section(title):
             keys = stage_keys(stage) if stage in STAGE_HELP else describe(RecipeConfig)
@@ -100,8 +115,15 @@ def _label(
     finish(lambda: _run_stage(recipe, _by(annotator, overrides), "label"), as_json)
 
 
+def _evaluate_reward(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    finish(lambda: _run_stage(recipe, overrides or [], "evaluate_reward"), as_json, _show_findings)
+
+
+_OWN: Mapping[str, Callable[..., None]] = {"label": _label, "evaluate_reward": _evaluate_reward}
+_UNDER = {stage: (evaluate, name) for name, stage in EVALUATIONS.items()}
 for _stage, _help in STAGE_HELP.items():
-    app.command(_stage, help=_help, cls=RecipeCommand)(_label if _stage == "label" else _stage_command(_stage))
+    _group, _name = _UNDER.get(_stage, (app, _stage))
+    _group.command(_name, help=_help, cls=RecipeCommand)(_OWN.get(_stage) or _stage_command(_stage))
 
 
 @app.command("run", cls=RecipeCommand)
@@ -376,6 +398,14 @@ def _show_report(result: Mapping[str, Any]) -> None:
     from rich.console import Console
 
     from prefloop.evals.report import terminal_summary
+
+    Console(highlight=False).print(terminal_summary(result))
+
+
+def _show_findings(result: Mapping[str, Any]) -> None:
+    from rich.console import Console
+
+    from prefloop.evals.reward_page import terminal_summary
 
     Console(highlight=False).print(terminal_summary(result))
 

@@ -8,10 +8,13 @@ from hypothesis import strategies as st
 
 from prefloop.ops.statistics import (
     Figure,
+    area_under_curve,
     calibration_slope,
     cluster_bootstrap,
+    cluster_mean,
     expected_calibration_error,
     length_controlled_win_rate,
+    logistic_effects,
     pooled_std,
     share,
     wilson,
@@ -203,3 +206,49 @@ def test_calibration_slope_needs_labels_and_stays_finite() -> None:
     slope, low = calibration_slope([[2.0, 3.0]] * 40, [[1.0, 1.0]] * 40)  # never wrong: no largest slope fits
     assert 1 < low < slope < 10
     assert calibration_slope([[-2.0, 3.0]] * 40, [[1.0, 0.0]] * 40)[0] < 0
+
+
+def test_cluster_mean_is_students_over_prompts() -> None:
+    # means 1, 2, 6: mean 3, std sqrt(7), t(0.975, 2) = 4.3027
+    found = cluster_mean([[1.0], [1.0, 3.0], [6.0, 6.0, 6.0], []])
+    assert found.value == pytest.approx(3)
+    assert found.high - found.value == pytest.approx(4.3027 * math.sqrt(7 / 3), rel=1e-4)
+    assert found.n == 3
+    assert cluster_mean([[1.0, 2.0]]).reason
+
+
+def test_cluster_mean_covers() -> None:
+    rng = np.random.default_rng(0)
+    draws = [cluster_mean([[x] for x in rng.normal(size=12)]) for _ in range(400)]
+    assert sum(one.low < 0 < one.high for one in draws) / 400 == pytest.approx(0.95, abs=0.03)
+
+
+def test_logistic_effects_by_hand_and_with_noise() -> None:
+    # 3 of 4 for the first at x = 1: log 3
+    (effect,), covariance = logistic_effects([[[1.0]]] * 4, [[1.0], [1.0], [1.0], [0.0]], ridge=1e-9)
+    assert effect == pytest.approx(math.log(3), abs=1e-5)
+    # bread 1 / (4 * 3/16) twice around the sum of (t - p)^2 = 3/16 + 9/16, times 4/3
+    assert covariance[0, 0] == pytest.approx((4 / 3) ** 2 * 0.75 * 4 / 3, rel=1e-4)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(3000, 2))
+    t = (rng.random(3000) < 1 / (1 + np.exp(-x @ [1.0, -0.5]))).astype(float)
+    found, covariance = logistic_effects(
+        [x[i : i + 3] for i in range(0, 3000, 3)], [t[i : i + 3] for i in range(0, 3000, 3)]
+    )
+    assert found == pytest.approx([1.0, -0.5], abs=0.15)
+    assert np.sqrt(np.diag(covariance)) == pytest.approx([0.05, 0.045], abs=0.01)
+    doubled, wider = logistic_effects(
+        [np.repeat(x[i : i + 1], 4, axis=0) for i in range(500)], [[t[i]] * 4 for i in range(500)]
+    )
+    single, narrow = logistic_effects([x[i : i + 1] for i in range(500)], [[t[i]] for i in range(500)], ridge=2.5e-3)
+    assert doubled == pytest.approx(single, abs=1e-4)  # what is repeated within a prompt says nothing more
+    assert wider == pytest.approx(narrow, rel=1e-3)
+    with pytest.raises(ValueError, match="no pair"):
+        logistic_effects([], [])
+
+
+def test_area_under_curve_counts_pairs() -> None:
+    assert area_under_curve([3.0, 1.0], [2.0, 1.0]) == pytest.approx((1 + 1 + 0 + 0.5) / 4)
+    assert area_under_curve([2.0], [1.0]) == 1
+    with pytest.raises(ValueError, match="each side"):
+        area_under_curve([], [1.0])

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from prefloop.configs.collect import CollectConfig, LabelConfig
 from prefloop.configs.direct import DirectConfig
-from prefloop.configs.evaluate import EvaluateConfig
+from prefloop.configs.evaluate import EvaluateConfig, EvaluateRewardConfig
 from prefloop.configs.group import GroupConfig
 from prefloop.configs.ppo import PPOConfig
 from prefloop.configs.reward import RewardConfig
@@ -22,6 +22,7 @@ STAGES: dict[str, type[Config]] = {
     "group": GroupConfig,
     "direct": DirectConfig,
     "evaluate": EvaluateConfig,
+    "evaluate_reward": EvaluateRewardConfig,
 }
 
 
@@ -72,6 +73,8 @@ class RecipeConfig(Config):
     """Keys of the stage direct."""
     evaluate: dict[str, Any] = Field(default_factory=dict)
     """Keys of the stage evaluate."""
+    evaluate_reward: dict[str, Any] = Field(default_factory=dict)
+    """Keys of the stage evaluate_reward."""
 
     @model_validator(mode="after")
     def _can_refresh(self) -> Self:

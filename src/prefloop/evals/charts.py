@@ -239,6 +239,74 @@ def cost_chart(seconds: Mapping[str, float]) -> str:
         return _svg(figure, "Wall-clock minutes by stage", "cost")
 
 
+def interval_chart(
+    rows: Sequence[tuple[str, float, float, float, str]], *, band: float, axis: str, title: str, width: float
+) -> str:
+    """Values with their intervals as dots, a row each, coloured by state (good, open, bad), over a band around 0.
+
+    rows: (name, value, low, high, state); what lies farther out than six times the band stands at the edge as an arrow.
+    `width` in inches, `axis`: what the values are.
+    """
+    edge = 6 * band
+    colors = {"good": _GREEN, "open": _MUTED, "bad": _ORANGE}
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(width, 0.75 + 0.25 * len(rows)), layout="constrained")
+        axes = figure.subplots()
+        axes.axvspan(-band, band, color=_MUTED, alpha=0.14, linewidth=0)
+        for state, color in colors.items():
+            own = [(y, *row[1:4]) for y, row in enumerate(rows) if row[4] == state]
+            inside = [one for one in own if abs(one[1]) <= edge]
+            axes.hlines(
+                [y for y, *_ in inside], [o[2] for o in inside], [o[3] for o in inside], color=color, linewidth=2
+            )
+            axes.plot([o[1] for o in inside], [y for y, *_ in inside], "o", color=color, markersize=6)
+            for marker, sign in (("<", -1), (">", 1)):
+                outside = [y for y, value, *_ in own if sign * value > edge]
+                axes.plot([sign * edge] * len(outside), outside, marker, color=color, markersize=6)
+        axes.set_yticks(range(len(rows)), [_short(name) for name, *_ in rows])
+        axes.tick_params(axis="y", labelcolor=_INK, length=0)
+        axes.grid(visible=False, axis="y")
+        axes.set_xlim(-edge - 0.1, edge + 0.1)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_xlabel(axis)
+        return _svg(figure, title, f"{title}{width}")
+
+
+def best_of_chart(ns: Sequence[int], gains: Sequence[tuple[float, float, float]], most: Sequence[float]) -> str:
+    """Gain of gold by n, (value, low, high) each, beside what gold itself would gain."""
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(4.4, 3.0), layout="constrained")
+        axes = figure.subplots()
+        axes.axhline(0, color=_MUTED, linewidth=1, linestyle=(0, (2, 2)))
+        axes.plot(ns, most, color=_MUTED, marker=".", label="gold itself")
+        axes.plot(ns, [value for value, _, _ in gains], color=_BLUE, marker="o", markersize=5, label="the reward")
+        axes.fill_between(
+            ns, [low for _, low, _ in gains], [high for _, _, high in gains], color=_BLUE, alpha=0.16, lw=0
+        )
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(ns, [str(n) for n in ns])
+        axes.set_xlabel("n")
+        axes.set_title("Gold gained by the best of n (gold stds)")
+        axes.legend(loc="upper left", fontsize=9.5)
+        return _svg(figure, "Gain of gold by best of n", "best of n")
+
+
+def map_chart(points: Sequence[tuple[float, float, str]]) -> str:
+    """(distance, disagreement, where from) as dots: held-out answers and, if any, new samples."""
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(4.4, 3.3), layout="constrained")
+        axes = figure.subplots()
+        for role, color, label in (("heldout", _BLUE, "held-out answers"), ("new", _ORANGE, "new samples")):
+            own = [(x, y) for x, y, where in points if where == role]
+            if own:
+                axes.plot([x for x, _ in own], [y for _, y in own], ".", color=color, alpha=0.55, label=label)
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("distance from the training answers")
+        axes.set_ylabel("std over members")
+        axes.legend(fontsize=9.5)
+        return _svg(figure, "Disagreement of the members by distance from the training answers", "map")
+
+
 def _short(name: str) -> str:
     printable = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in name)
     return printable if len(printable) <= 24 else printable[:23] + "…"

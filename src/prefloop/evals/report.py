@@ -216,7 +216,7 @@ def terminal_summary(report: Mapping[str, Any]) -> Group:
         table = Table("slice", "win rate", "95% interval", "prompts", box=None, header_style="dim", pad_edge=False)
         for name, rate in report["slices"].items():
             interval = _interval(rate["low"], rate["high"])
-            table.add_row(Text(_plain(name)), _percent(rate["win_rate"]), interval, str(rate["n"]))
+            table.add_row(Text(plain(name)), _percent(rate["win_rate"]), interval, str(rate["n"]))
         parts.append(table)
     return Group(*parts)
 
@@ -228,27 +228,36 @@ def _page(
     reward: RewardReport | None,
     samples: Sequence[Mapping[str, Any]],
 ) -> str:
-    environment = Environment(
+    return (
+        environment()
+        .get_template("report.html")
+        .render(
+            report=report,
+            verdicts=verdicts(report),
+            interval=_interval,
+            charts={name: Markup(svg) for name, svg in _charts(report, stages, reward).items()},
+            models={name: evaluation["models"][name] for name in _order(evaluation["models"])} if evaluation else {},
+            reward=reward,
+            reward_result=_result(stages, "reward"),
+            label=_result(stages, "label"),
+            samples=_side_by_side(samples) if samples else [],
+            seconds=_seconds(stages),
+            stages=stages,
+        )
+    )
+
+
+def environment() -> Environment:
+    """Templates of reports: all text is escaped, and what is undefined raises."""
+    made = Environment(
         loader=PackageLoader("prefloop.evals"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": _percent, "shown": shown, "plain": _plain, "pretty": _pretty}
-    return environment.get_template("report.html").render(
-        report=report,
-        verdicts=verdicts(report),
-        interval=_interval,
-        charts={name: Markup(svg) for name, svg in _charts(report, stages, reward).items()},
-        models={name: evaluation["models"][name] for name in _order(evaluation["models"])} if evaluation else {},
-        reward=reward,
-        reward_result=_result(stages, "reward"),
-        label=_result(stages, "label"),
-        samples=_side_by_side(samples) if samples else [],
-        seconds=_seconds(stages),
-        stages=stages,
-    )
+    made.filters |= {"percent": _percent, "shown": shown, "plain": plain, "pretty": _pretty}
+    return made
 
 
 def _charts(report: Mapping[str, Any], stages: Mapping[str, _Stage], reward: RewardReport | None) -> dict[str, str]:
@@ -308,7 +317,7 @@ def shown(text: object) -> Markup:
     return Markup("<bdi>{}</bdi>").format(Markup("").join(parts))
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     return "".join(f"U+{ord(c):04X}" if _is_hidden(c) or c in "\n\t" else c for c in text)
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize
-from scipy.special import expit, ndtri
+from scipy.special import expit, ndtri, stdtrit
+from scipy.stats import rankdata
 
 Floats = NDArray[np.float64]
 LEVEL = 0.95
@@ -98,6 +99,59 @@ def calibration_slope(
             break
     error = math.sqrt(1 + sum(gradient**2 for gradient in gradients)) / information
     return slope, slope - float(ndtri((1 + level) / 2)) * error
+
+
+def cluster_mean(values_by_cluster: Sequence[ArrayLike], level: float = LEVEL) -> Figure:
+    """Mean over clusters (prompts) of the mean of each, with Student's interval over clusters; n counts clusters.
+
+    NaN with a reason where fewer than two clusters have values."""
+    clusters = [array for values in values_by_cluster if (array := np.asarray(values, dtype=float)).size]
+    means = np.array([float(array.mean()) for array in clusters])
+    if means.size < 2:
+        return Figure(value=math.nan, n=means.size, reason="fewer than two prompts")
+    half = float(stdtrit(means.size - 1, (1 + level) / 2)) * float(means.std(ddof=1)) / math.sqrt(means.size)
+    value = float(means.mean())
+    return Figure(value=value, low=value - half, high=value + half, n=means.size)
+
+
+def logistic_effects(
+    features_by_cluster: Sequence[ArrayLike], targets_by_cluster: Sequence[ArrayLike], *, ridge: float = 1e-2
+) -> tuple[Floats, Floats]:
+    """(b [K], covariance [K, K]): sigmoid(x b) fits best the probability (0..1) that the first of two answers is
+    preferred, given differences x [n, K] of their features; clusters are prompts.
+
+    Logistic regression without intercept, with a prior N(0, 1/ridge) on each coefficient; the covariance is the
+    sandwich that holds within clusters too (Liang and Zeger 1986), times G / (G - 1) for G clusters. ValueError without
+    a pair.
+    """
+    features = [np.asarray(x, dtype=float) for x in features_by_cluster]
+    targets = [np.asarray(t, dtype=float) for t in targets_by_cluster]
+    if not features:
+        raise ValueError("logistic_effects: there is no pair; give at least one")
+    x, t = np.concatenate(features), np.concatenate(targets)
+    prior = ridge * np.eye(x.shape[1])
+
+    def loss(b: Floats) -> tuple[float, Floats]:
+        logits = x @ b
+        value = float(np.sum(np.logaddexp(0, logits) - t * logits)) + float(b @ prior @ b) / 2
+        return value, np.asarray(x.T @ (expit(logits) - t) + prior @ b)
+
+    found = minimize(loss, np.zeros(x.shape[1]), jac=True, method="BFGS", options={"gtol": 1e-8}).x
+    p = expit(x @ found)
+    bread = np.linalg.inv((x.T * (p * (1 - p))) @ x + prior)
+    scores = [own.T @ (target - expit(own @ found)) for own, target in zip(features, targets, strict=True)]
+    meat = np.sum([np.outer(score, score) for score in scores], axis=0) * len(scores) / max(1, len(scores) - 1)
+    return np.asarray(found), np.asarray(bread @ meat @ bread)
+
+
+def area_under_curve(better: ArrayLike, worse: ArrayLike) -> float:
+    """P(a score of `better` [N] is above one of `worse` [M]) + P(equal) / 2: Mann and Whitney 1947. ValueError when
+    either is empty."""
+    above, below = np.asarray(better, dtype=float), np.asarray(worse, dtype=float)
+    if not above.size or not below.size:
+        raise ValueError("area_under_curve: give at least one score on each side")
+    ranks = rankdata(np.concatenate([above, below]))[: above.size]
+    return float((ranks.sum() - above.size * (above.size + 1) / 2) / (above.size * below.size))
 
 
 def wilson(successes: float, n: int, level: float = 0.95) -> tuple[float, float]:

@@ -14,7 +14,7 @@ from prefloop.data.sources import load_preferences
 from prefloop.engine.schedule import derived_seed
 from prefloop.evals.report import build_report
 from prefloop.run import write_atomic
-from prefloop.stages import collect, direct, evaluate, group, label, ppo, reward, sft
+from prefloop.stages import collect, direct, evaluate, evaluate_reward, group, label, ppo, reward, sft
 from prefloop.stages.refresh import agreement, replay
 from prefloop.types import PrefloopError
 
@@ -27,6 +27,7 @@ RUNS: dict[str, Callable[[Any], Mapping[str, Any]]] = {
     "group": group.run,
     "direct": direct.run,
     "evaluate": evaluate.run,
+    "evaluate_reward": evaluate_reward.run,
 }
 
 
@@ -110,6 +111,7 @@ def inputs(recipe: RecipeConfig, stage: str) -> dict[str, Any]:
             "policy": of(trained(recipe)),
             "baselines": (start, recipe.model) if start != recipe.model else (start,),
         },
+        "evaluate_reward": {"reward": of("reward"), "preferences": of("label")},
     }
     return found[stage]
 
