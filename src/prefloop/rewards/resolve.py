@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from prefloop.configs.shared import EngineConfig
+from prefloop.engine.build import resolve_checkpoint
 from prefloop.rewards.ensemble import names_ensemble, resolve_ensemble
 from prefloop.rewards.learned import LearnedReward
 from prefloop.rewards.process import ProcessReward, names_process
@@ -42,6 +43,13 @@ def reward_folders(name: str) -> list[str]:
     """The folders of reward models that a reward's name holds, in its order; the name itself where it is none of ours
     with a colon."""
     return name.partition(":")[2].split(",") if names_ensemble(name) or names_process(name) else [name]
+
+
+def reward_parents(name: str, role: str = "reward") -> dict[str, str]:
+    """What a run depends on through a reward, by role: the reward itself, or an ensemble's members as role[0] and so
+    on."""
+    folders = [resolve_checkpoint(folder.strip()) for folder in reward_folders(name)]
+    return {f"{role}[{i}]": own for i, own in enumerate(folders)} if len(folders) > 1 else {role: folders[0]}
 
 
 def resolve_reward(name: str, engine: EngineConfig) -> RewardFn:

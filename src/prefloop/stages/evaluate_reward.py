@@ -21,7 +21,7 @@ from prefloop.evals.reward_page import page, summary
 from prefloop.evals.reward_plan import from_row, plan, row, score
 from prefloop.evals.reward_report import reward_figures
 from prefloop.evals.reward_verdicts import findings
-from prefloop.rewards.resolve import RewardFn, resolve_reward, reward_folders
+from prefloop.rewards.resolve import RewardFn, resolve_reward, reward_folders, reward_parents
 from prefloop.rewards.rubric import rubric
 from prefloop.run import Run, progress, write_atomic
 from prefloop.store.accounts import Accounts
@@ -37,7 +37,7 @@ def run(config: EvaluateRewardConfig) -> Mapping[str, Any]:
     """Score, measure, judge; writes report.html. An interrupted run goes on with the answers that are still to do."""
     if not config.reward or not config.preferences:
         raise PrefloopError("[evaluate_reward] needs a reward and the preferences that it learned from.")
-    parents = {"reward": config.reward, "preferences": config.preferences}
+    parents = reward_parents(config.reward) | {"preferences": config.preferences}
     parents |= {"samples": config.samples} if config.samples else {}
     with Run.open(config.out, config, stage="evaluate_reward", parents=parents) as run:
         if run.finished:

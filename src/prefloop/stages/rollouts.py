@@ -18,7 +18,7 @@ from prefloop.engine.local import LocalLearner, LocalScorer
 from prefloop.engine.verbs import Column, Read, Readings
 from prefloop.evals.winrate import outcome
 from prefloop.ops.kl import AdaptiveKL, FixedKL, k3
-from prefloop.rewards.resolve import resolve_reward, reward_folders
+from prefloop.rewards.resolve import resolve_reward, reward_parents
 from prefloop.run import Run
 from prefloop.types import Completion, PrefloopError, Prompt, Score, Tree, from_json, to_json
 
@@ -103,16 +103,12 @@ def sampled_logprobs(completion: Completion) -> Column:
 
 
 def reward_sources(config: RolloutConfig) -> dict[str, str]:
-    """What a run's reward comes from, by role: `reward`, or `reward-NAME` of each part of a mix; the members of an
-    ensemble one by one, as `reward[0]` and so on."""
+    """What a run's reward comes from, by role: `reward`, or `reward-NAME` of each part of a mix, each as
+    `reward_parents` has it."""
     names = {"reward": config.reward}
     if config.mix is not None:
         names = {f"reward-{name}": own or config.reward for name, own in config.mix.parts.items()}
-    found: dict[str, str] = {}
-    for role, name in names.items():
-        folders = [resolve_checkpoint(folder.strip()) for folder in reward_folders(name)]
-        found |= {f"{role}[{i}]": own for i, own in enumerate(folders)} if len(folders) > 1 else {role: folders[0]}
-    return found
+    return {role: own for name, reward in names.items() for role, own in reward_parents(reward, name).items()}
 
 
 def shaped_scores(
