@@ -53,7 +53,8 @@ def run(config: RewardConfig) -> Mapping[str, Any]:
             training = shuffled(training, derived_seed(config.seed, "shuffle"))
         trees = preference_trees(training, encoder)
         unseen = preference_trees(heldout, encoder) if config.early_stop else []
-        head = reward_head(loaded.model.config.get_text_config().hidden_size, config.seed)
+        head_seed = config.seed if config.head_seed is None else config.head_seed
+        head = reward_head(loaded.model.config.get_text_config().hidden_size, head_seed)
         pooling: Pooling = config.pooling_k if config.pooling == "last_k" else config.pooling
         learner = build_learner(
             loaded,
@@ -105,7 +106,7 @@ def run(config: RewardConfig) -> Mapping[str, Any]:
                 _, confirmed = calibration(_score(learner, encoder, heldout))
                 members.append(centre(learner, encoder, training, config.reference_samples, confirmed))
         figures = heldout_figures(run, pairs, gain, bias) | {"slope": slope, "slope_low": least}
-        details = {"pooling": pooling, "gain": gain, "bias": bias, "members": members}
+        details = {"pooling": pooling, "gain": gain, "bias": bias, "members": members, "head_seed": head_seed}
         checkpoint = save_final(run, learner, best_step + 1 if stop else total, parent, "reward", details)
         history = [row.values["accuracy/train"] for row in run.metrics()][-(len(trees) // config.batch or 1) :]
         result = run.finish(
