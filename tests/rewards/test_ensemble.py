@@ -154,7 +154,12 @@ def test_an_average_has_the_mean_of_all_weights(folders: list[str], tmp_path: Pa
 def test_an_average_needs_one_beginning(folders: list[str], tmp_path: Path) -> None:
     save(tmp_path / "other", 0, (1.0, 0.0), parent="elsewhere")
     save(tmp_path / "pooled", 0, (1.0, 0.0), pooling="mean")
-    for folder, said in (("other", "share their parent; 'tiny' is not 'elsewhere'"), ("pooled", "share their pooling")):
+    save(tmp_path / "headed", 0, (1.0, 0.0), head_seed=7)
+    for folder, said in {
+        "other": "share their parent; 'tiny' is not 'elsewhere'",
+        "pooled": "share their pooling",
+        "headed": "share their head_seed; None is not 7",
+    }.items():
         with pytest.raises(PrefloopError, match=said):
             resolve_reward(f"average:{folders[0]},{tmp_path / folder}", ENGINE)
 

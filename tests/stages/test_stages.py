@@ -36,6 +36,7 @@ from prefloop.models.heads import reward_head
 from prefloop.models.load import LoadedModel
 from prefloop.models.tiny import tiny_model, tiny_tokenizer
 from prefloop.rewards.learned import LearnedReward
+from prefloop.rewards.resolve import resolve_reward
 from prefloop.run import Run
 from prefloop.stages import collect, direct, evaluate, group, label, pipeline, ppo, reward, rollouts, sft
 from prefloop.types import (
@@ -336,6 +337,18 @@ def test_further_heads_learn_too_and_leave_the_first_alone() -> None:
     assert [m.weight.tolist() for m in load_members("again/checkpoint")] == [
         m.weight.tolist() for m in load_members("several/checkpoint")
     ]
+
+
+def test_averaged_models_start_from_one_head_and_learn_in_orders_of_their_own() -> None:
+    write_marked_preferences(60)
+    for seed in (0, 1):
+        reward.run(marked_config(f"rm{seed}", seed=seed, head_seed=5, epochs=1))
+    reward.run(marked_config("alone", seed=0, epochs=1))
+    first, second = (row["loss/train"] for row in (metrics("rm0")[0], metrics("rm1")[0]))
+    assert first != second and read_checkpoint("rm1/checkpoint").details["head_seed"] == 5
+    assert resolve_reward("average:rm0,rm1", ENGINE)([asked(0, "train")], [answer("Qa")])[0].by == "average:rm0,rm1"
+    with pytest.raises(PrefloopError, match="share their head_seed; 5 is not 0"):
+        resolve_reward("average:rm0,alone", ENGINE)
 
 
 def test_a_reward_model_learns_nothing_from_shuffled_labels() -> None:

@@ -71,6 +71,8 @@ class RewardConfig(Config):
     """Updates between checkpoints."""
     seed: int = 0
     """Seed of head and data order."""
+    head_seed: int | None = None
+    """Seed of the first head alone; "none" takes seed. Models whose weights are to be averaged start from one head."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

@@ -60,7 +60,7 @@ class AveragedReward(LearnedReward):
 
     Heads count with their gain, the first of each, so that each member has an equal say; the mean of models is not on
     its own scale, and its std within prompts is below 1 where members disagree. PrefloopError unless all began from one
-    checkpoint and pool alike, and on another form of name.
+    checkpoint and one head (reward.head_seed) and pool alike, and on another form of name.
     """
 
     def __init__(self, name: str, engine: EngineConfig) -> None:
@@ -76,7 +76,7 @@ class AveragedReward(LearnedReward):
         heads = [_on_scale(self)]
         for folder in others:
             other = LearnedReward(folder, engine)
-            for key in ("parent", "pooling"):
+            for key in ("parent", "pooling", "head_seed"):
                 mine, its = (_of(model.record, key) for model in (self, other))
                 if mine != its:
                     raise PrefloopError(f"{name}: members of an average share their {key}; {mine!r} is not {its!r}.")
@@ -109,7 +109,7 @@ def _on_scale(model: LearnedReward) -> tuple[Tensor, Tensor]:
 
 
 def _of(record: Checkpoint, key: str) -> object:
-    return record.parent if key == "parent" else record.details[key]
+    return record.parent if key == "parent" else record.details.get(key)
 
 
 def _parsed(name: str) -> tuple[Callable[[Floats], Floats], list[str]]:

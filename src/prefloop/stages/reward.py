@@ -49,7 +49,8 @@ def run(config: RewardConfig) -> Mapping[str, Any]:
         encoder = build_encoder(loaded)
         known = Steps(config, encoder) if config.loss == "process" else Comparisons(config, encoder)
         trees = known.trees
-        head = reward_head(loaded.model.config.get_text_config().hidden_size, config.seed)
+        head_seed = config.seed if config.head_seed is None else config.head_seed
+        head = reward_head(loaded.model.config.get_text_config().hidden_size, head_seed)
         pooling: Pooling = config.pooling_k if config.pooling == "last_k" else config.pooling
         learner = build_learner(
             loaded,
@@ -92,7 +93,7 @@ def run(config: RewardConfig) -> Mapping[str, Any]:
             learner.load(kept)
 
         figures, details = known.measured(run, learner)
-        details |= {"pooling": pooling}
+        details |= {"pooling": pooling, "head_seed": head_seed}
         checkpoint = save_final(run, learner, best_step + 1 if stop else total, parent, "reward", details)
         history = [row.values["accuracy/train"] for row in run.metrics()][-(len(trees) // config.batch or 1) :]
         result = run.finish(
