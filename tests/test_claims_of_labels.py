@@ -19,7 +19,8 @@ def script(name: str) -> Any:
     return SimpleNamespace(**runpy.run_path(str(FOLDER / name)))
 
 
-t5, active, quality = script("T5.py"), script("active_sampling.py"), script("data_quality.py")
+t5, active = script("T5.py"), script("active_sampling.py")
+quality, cheap = script("data_quality.py"), script("cheap_ensembles.py")
 
 
 def grouped(gains: list[float], control: float = 0.0, seconds: float = 3.0) -> dict[str, Any]:
@@ -94,3 +95,14 @@ def test_majorities_are_right_as_often_as_they_should_be() -> None:
     for repeats, expected in ((1, 0.2), (3, 3 * 0.04 * 0.8 + 0.008), (5, 0.05792)):
         wrong = quality.majority(truth, 0.2, repeats, np.random.default_rng(0)) != truth
         assert wrong.mean() == pytest.approx(expected, abs=0.005)
+
+
+def test_the_claim_on_cheap_ensembles() -> None:
+    def holds(**changes: float) -> bool:
+        usual = {"full, worst": 1.3, "heads, worst": 1.2, "same start, average": 1.0, "full, average": 0.3} | changes
+        clean = usual | {"heads, worst": 1.1}
+        return bool(cheap.verdict([{"flips": usual, "clean": clean}] * 3, 1.0)["holds"])
+
+    assert holds()
+    wrong = {"full, worst": 1.1, "heads, worst": 1.04, "same start, average": 0.9, "full, average": 0.9}
+    assert not any(holds(**{way: value}) for way, value in wrong.items())
