@@ -354,7 +354,7 @@ def test_a_job_takes_a_step_when_it_is_asked_to(job: str, tmp_path: Path) -> Non
     row = {"prompt": [{"role": "user", "content": "Is water wet, in one word of your own?"}], **sides}
     rows = json.dumps(row) + "\n" + json.dumps(row) + "\n"
     data.write_text(json.dumps(SHAPES) if job == "decode" else rows)
-    options = {"dtype": "fp32", "threads": 1, "batch": 2, "group": 2, "new_tokens": 4}
+    options = {"dtype": "fp32", "threads": 1, "compiles": False, "batch": 2, "group": 2, "new_tokens": 4}
     words = (job, "tiny", str(data), json.dumps(options))
     missing = (str(tmp_path / "python"), "trl_job.py", *words)
     programs = {"ours": (sys.executable, "our_job.py", *words), "trl_best": missing}
