@@ -103,14 +103,16 @@ def compare(folder: Path, database: str, everyone: list[Work]) -> dict[str, int]
     work.close()
     engine = db.connect(database or f"sqlite:///{folder / 'prefloop.db'}")
     judged, items, tasks = tables.judgments.c, tables.comparisons.c, tables.tasks.c
-    labels = select(judged.annotator, judged.task, judged.choice, judged.nonce, judged.comparison_id, tasks.shown)
+    labels = select(
+        judged.annotator, judged.task, judged.choice, judged.nonce, judged.comparison_id, judged.status, tasks.shown
+    )
     with db.transaction(engine, write=False) as connection:
         found = connection.execute(labels.join(tables.tasks, tasks.id == judged.task)).all()
         wanted = connection.execute(select(items.id, items.needed, items.counted, items.taken)).all()
     engine.dispose()
     given = {row.nonce: row.choice * (-1 if row.shown[0] == 0 else 1) for row in found}
     acked = [label for labeler in everyone for label in labeler.acked]
-    each = Counter(row.comparison_id for row in found)
+    each = Counter(row.comparison_id for row in found if row.status == "counted")  # what comes late is kept beside
     return {
         "acknowledged": len(acked),
         "lost": sum(label.nonce not in given for label in acked),
