@@ -81,7 +81,7 @@ def test_it_learns_planted_errors_of_steps_and_scores_answers_by_them() -> None:
     assert np.mean((np.array(probabilities) > 0.5) == np.array(labels)) == pytest.approx(result["accuracy"])
     assert result["accuracy_low"] <= result["accuracy"] <= result["accuracy_high"] and result["ece"] < 0.2
     record = read_checkpoint("rm/checkpoint")
-    assert record.kind == "reward" and record.details == {"steps": "lines", "pooling": "last"}
+    assert record.kind == "reward" and record.details == {"steps": "lines", "pooling": "last", "head_seed": 0}
     rows = [json.loads(line) for line in Path("rm/metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["loss/train"] < 0.5 * rows[0]["loss/train"]
     texts = ["abcd\nefgh\nabab", "abcd\neQgh\nabab", "aQcd\neQgh\nabab"]
