@@ -13,9 +13,10 @@ import torch
 from prefloop.configs.shared import EngineConfig
 from prefloop.models.checkpoint import save_checkpoint
 from prefloop.models.heads import reward_head
+from prefloop.models.lora import adapter_parameters, attach
 from prefloop.models.tiny import tiny_model, tiny_tokenizer
 from prefloop.rewards.ensemble import EnsembleReward
-from prefloop.rewards.learned import LearnedReward
+from prefloop.rewards.learned import LearnedReward, SharedTrunk
 from prefloop.rewards.resolve import resolve_reward
 from prefloop.types import Checkpoint, Completion, Message, PrefloopError, Prompt, Sampling
 
@@ -38,13 +39,14 @@ def save(
     known = {"pooling": "last", "gain": scale[0], "bias": scale[1], "members": [SCALES[i] for i in others]}
     parent = details.pop("parent", "tiny")
     record = Checkpoint(path="", kind="reward", step=0, parent=parent, config_hash="", details=known | details)
+    model = tiny_model(width=16) if model is None else model
     save_checkpoint(
         path / "checkpoint",
         record=record,
-        model=tiny_model(width=16) if model is None else model,
+        model=model,
         tokenizer=tiny_tokenizer(),
-        head=reward_head(16, head),
-        members=[reward_head(16, other) for other in others],
+        head=reward_head(model.config.hidden_size, head),
+        members=[reward_head(model.config.hidden_size, other) for other in others],
     )
 
 
@@ -199,3 +201,42 @@ def test_a_name_that_cannot_be_is_a_plain_error(folders: list[str], name: str, s
     a, b = folders[:2]
     with pytest.raises(PrefloopError, match=said):
         resolve_reward(name.format(a=a, b=b, tail=Path(a).name), ENGINE)
+
+
+def save_adapted(path: Path, seed: int, *, rank: int = 4, **rest: Any) -> str:
+    """A reward run of adapters on "tiny" that do something."""
+    model = tiny_model()
+    attach(model, rank=rank, alpha=8.0, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight in adapter_parameters(model).values():
+            weight.normal_(0.0, 0.2, generator=generator)
+    lora = {"rank": rank, "alpha": 8.0, "last_layers": None}
+    save(path / str(seed), seed, SCALES[seed], model=model, lora=lora, **rest)
+    return str(path / str(seed))
+
+
+@pytest.mark.parametrize("how", ["mean", "worst", "uncertainty=0.5"])
+def test_adapters_on_one_trunk_are_as_good_as_models(tmp_path: Path, how: str) -> None:
+    names = [save_adapted(tmp_path, 0), save_adapted(tmp_path, 1, others=(2,)), save_adapted(tmp_path, 2)]
+    alone = [LearnedReward(name, ENGINE) for name in names]
+    together = resolve_reward(f"{how}:{','.join(names)}", ENGINE)
+    assert isinstance(together, EnsembleReward) and isinstance(together.models[0], SharedTrunk)
+    assert len(together.models) == 1 and together.members == [member for one in alone for member in one.members]
+    scores = np.vstack([one.scaled(one.raw(PROMPTS, ANSWERS)) for one in alone])
+    for _ in range(2):  # adapters are put back in their turn
+        for i, found in enumerate(together(PROMPTS, ANSWERS)):
+            assert list(found.parts.values())[:4] == pytest.approx(scores[:, i].tolist(), abs=1e-4)
+    assert np.ptp(scores, axis=0).min() > 0.01
+
+
+def test_adapters_of_another_shape_or_trunk_are_models_of_their_own(tmp_path: Path) -> None:
+    first, narrow = save_adapted(tmp_path, 0), save_adapted(tmp_path, 1, rank=2)
+    moved = save_adapted(tmp_path, 2, parent="runs/away/checkpoint")
+    for names in ((first, narrow), (first, moved)):
+        found = resolve_reward(f"mean:{','.join(names)}", ENGINE)
+        assert isinstance(found, EnsembleReward) and len(found.models) == 2
+    gone = tmp_path / "gone"
+    pair = [save_adapted(gone, seed, parent="runs/away/checkpoint") for seed in (0, 1)]
+    found = resolve_reward(f"mean:{','.join(pair)}", ENGINE)
+    assert isinstance(found, EnsembleReward) and len(found.models) == 2

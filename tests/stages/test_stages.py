@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import random
 import sys
 from collections.abc import Mapping, Sequence
@@ -35,7 +36,8 @@ from prefloop.models.checkpoint import load_head, load_members, read_checkpoint
 from prefloop.models.heads import reward_head
 from prefloop.models.load import LoadedModel
 from prefloop.models.tiny import tiny_model, tiny_tokenizer
-from prefloop.rewards.learned import LearnedReward
+from prefloop.rewards.ensemble import EnsembleReward
+from prefloop.rewards.learned import LearnedReward, SharedTrunk
 from prefloop.rewards.resolve import resolve_reward
 from prefloop.run import Run
 from prefloop.stages import collect, direct, evaluate, group, label, pipeline, ppo, reward, rollouts, sft
@@ -295,6 +297,34 @@ def test_reference_answers_have_mean_0_and_std_1_within_prompts() -> None:
     values = np.array([score.value for score in scored]).reshape(-1, 2)
     assert values.mean() == pytest.approx(0, abs=1e-4) and values.std() != pytest.approx(1, rel=0.02)
     assert np.sqrt((np.diff(values) ** 2 / 2).mean()) == pytest.approx(1, rel=1e-4)
+
+
+def test_a_scaled_start_gives_the_reference_answers_mean_0_and_std_1_before_the_first_update() -> None:
+    write_marked_preferences(40)
+    source = load("tiny", ENGINE)
+    head = reward_head(source.model.config.get_text_config().hidden_size, 0)
+    learner = build_learner(source, ENGINE, OptimConfig(lr=1e-3), lora=None, head=head, pooling="last", seed=0)
+    known = reward.Comparisons(marked_config("rm"), build_encoder(source))
+    before = reward.centre(learner, known.encoder, known.training, 256, math.inf)
+    known.scale_head(learner)
+    after = reward.centre(learner, known.encoder, known.training, 256, math.inf)
+    assert after == pytest.approx((1, 0), abs=1e-4) and abs(before[0] - 1) > 0.05
+    plain, scaled = (reward.run(marked_config(f"rm{on}", scaled_start=on, epochs=1)) for on in (False, True))
+    assert plain["gain"] != pytest.approx(scaled["gain"], rel=1e-3)
+
+
+def test_adapters_of_two_seeds_are_an_ensemble_on_one_trunk() -> None:
+    write_marked_preferences(60)
+    for seed in (0, 1):
+        reward.run(marked_config(f"rm{seed}", seed=seed, lora=LoraConfig(rank=4), epochs=1))
+    found = resolve_reward("mean:rm0,rm1", ENGINE)
+    assert isinstance(found, EnsembleReward) and isinstance(found.models[0], SharedTrunk)
+    _, held = split(read_preferences("marked.jsonl"), 0.4, derived_seed(0, "heldout"))
+    prompts, items = [p.prompt for p in held for _ in range(2)], [item for p in held for item in p.items]
+    alone = [[score.value for score in LearnedReward(name, ENGINE)(prompts, items)] for name in ("rm0", "rm1")]
+    together = [list(score.parts.values())[:2] for score in found(prompts, items)]
+    assert pytest.approx(np.array(alone), abs=1e-3) == np.array(together).T
+    assert np.corrcoef(alone)[0, 1] < 0.9999
 
 
 def test_the_noise_of_a_model_that_learned_nothing_is_not_blown_up() -> None:

@@ -63,6 +63,9 @@ class RewardConfig(Config):
     reference_samples: int = Field(default=256, ge=2)
     """Answers on which gain and bias are fixed: mean 0 over all, std 1 among answers to one prompt.
     Where held-out labels confirm little of that std, scores are smaller."""
+    scaled_start: bool = False
+    """Before the first update too, bring the reference samples to that mean and std, by the head's weights
+    (Ziegler et al. 2019)."""
     shuffle_labels: bool = False
     """Negative control: flip half of each prompt's training targets, so that on the whole they say nothing."""
     engine: EngineConfig = EngineConfig()
@@ -81,8 +84,8 @@ class RewardConfig(Config):
             raise ValueError("label_smoothing and random_floor are of pairs; leave both at 0 with 'plackett_luce'")
         if self.loss == "process" and (noise or self.centre or self.pooling != "last"):
             raise ValueError("pooling, label_smoothing, random_floor and centre are of comparisons; leave them out")
-        if self.loss == "process" and self.heads > 1:
-            raise ValueError("further heads are fitted on comparisons; leave heads at 1 with 'process'")
+        if self.loss == "process" and (self.heads > 1 or self.scaled_start):
+            raise ValueError("further heads and a scaled start are of comparisons; leave them out with 'process'")
         if self.label_smoothing and self.random_floor:
             raise ValueError("label_smoothing and random_floor both allow for wrong labels; leave one of them at 0")
         if (self.pooling == "last_k") != (self.pooling_k > 0):

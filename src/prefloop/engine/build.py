@@ -142,6 +142,14 @@ def build_reward_scorer(name: str, engine: EngineConfig) -> tuple[LocalScorer, C
     return scorer, record
 
 
+def build_adapted_scorer(record: Checkpoint, engine: EngineConfig) -> LocalScorer:
+    """The trunk that a reward model with adapters began from, with adapters of its shape, for it and others alike."""
+    loaded, lora = load(record.parent, engine), record.details["lora"]
+    attach(loaded.model, rank=lora["rank"], alpha=lora["alpha"], last_layers=lora["last_layers"], seed=0)
+    pooling = record.details["pooling"]
+    return LocalScorer(loaded, token_budget=engine.token_budget, pooling=pooling, compiles=engine.compile)
+
+
 def require_base(folder: Path, record: Checkpoint, parent: str) -> None:
     """Refuse to continue from a checkpoint that began from another model."""
     if record.parent != parent:

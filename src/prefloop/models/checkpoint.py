@@ -18,11 +18,12 @@ from torch import Tensor
 
 from prefloop.models.heads import ScalarHead
 from prefloop.models.load import Model, Tokenizer, new_folder
-from prefloop.models.lora import merged_state
+from prefloop.models.lora import adapter_parameters, merged_state
 from prefloop.types import Checkpoint, Json, PrefloopError, from_json, to_json
 
 FORMAT = 1
 MANIFEST, HEAD, MEMBERS = "prefloop.json", "head.safetensors", "members.safetensors"
+ADAPTERS = "adapters.safetensors"
 TRAINING, STATE = "training.safetensors", "state.json"
 _OF_HEAD = ("weight", "bias")
 
@@ -40,7 +41,8 @@ def save_checkpoint(
 ) -> Checkpoint:
     """Write a checkpoint, whole or not at all, and return `record` with its path; an older one there is replaced.
 
-    `model` keeps its dtype; LoRA adapters are written merged (put `adapter_parameters` into `training` to resume them).
+    `model` keeps its dtype; LoRA adapters are written merged (put `adapter_parameters` into `training` to resume them),
+    beside a head apart too, so that reward models on one trunk can share it.
     `members`: further heads on the same trunk, an ensemble with `head`.
     `training`: master weights and optimizer moments by name; `state`: plain JSON, finite numbers only.
     """
@@ -49,6 +51,8 @@ def save_checkpoint(
         tokenizer.save_pretrained(new)
         if head is not None:
             save_file(_plain(head.state_dict()), new / HEAD)
+            if adapters := adapter_parameters(model):
+                save_file(_plain({name: weight.detach() for name, weight in adapters.items()}), new / ADAPTERS)
         if members:
             stacked = {name: torch.stack([member.state_dict()[name] for member in members]) for name in _OF_HEAD}
             save_file(_plain(stacked), new / MEMBERS)
@@ -102,6 +106,12 @@ def load_members(folder: str | Path) -> list[ScalarHead]:
         return []
     tensors = load_file(file)
     return [_head({name: tensors[name][place] for name in _OF_HEAD}) for place in range(len(tensors["bias"]))]
+
+
+def load_adapters(folder: str | Path) -> dict[str, Tensor]:
+    """The LoRA adapters of a reward model's checkpoint by their full names; empty when it has none."""
+    file = _part(folder, ADAPTERS)
+    return {} if file is None else load_file(file)
 
 
 def load_training(folder: str | Path) -> dict[str, Tensor]:

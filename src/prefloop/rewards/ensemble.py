@@ -13,7 +13,7 @@ from torch import Tensor
 
 from prefloop.configs.shared import EngineConfig
 from prefloop.ops.ensembles import Floats, disagreement, mean_score, uncertainty_weighted, worst_case
-from prefloop.rewards.learned import LearnedReward
+from prefloop.rewards.learned import LearnedReward, learned_rewards
 from prefloop.types import Checkpoint, Completion, PrefloopError, Prompt, Score
 
 COMBINATIONS: Mapping[str, Callable[..., Floats]] = {
@@ -28,7 +28,8 @@ AVERAGE = "average"
 class EnsembleReward:
     """By its name: "mean:A,B", "worst:A,B" or "uncertainty=0.5:A,B" of reward models' run or checkpoint folders A, B.
 
-    The members are the heads of all of them: one model with several heads is an ensemble too. Each member is on its own
+    The members are the heads of all of them: one model with several heads is an ensemble too. Adapters on one trunk
+    share it. Each member is on its own
     gain and bias, and so in its own stds within prompts; 0.5 is what a unit of variance over members takes off their
     mean. Coste et al. 2023 (arXiv 2310.02743). PrefloopError on another form of name.
     """
@@ -36,12 +37,8 @@ class EnsembleReward:
     def __init__(self, name: str, engine: EngineConfig) -> None:
         self.name = name
         self.combine, folders = _parsed(name)
-        self.models = [LearnedReward(folder, engine) for folder in folders]
-        self.members = [
-            model.name if len(model.heads) == 1 else f"{model.name}#{place}"
-            for model in self.models
-            for place in range(len(model.heads))
-        ]
+        self.models = learned_rewards(folders, engine)
+        self.members = [member for model in self.models for member in model.members]
         if len(self.members) < 2:
             raise PrefloopError(f"{name}: an ensemble needs two members or more.")
 
@@ -90,6 +87,7 @@ class AveragedReward(LearnedReward):
             for part, means in zip((head.weight, head.bias), zip(*heads, strict=True), strict=True):
                 part.copy_(sum(means) / len(heads))
         self.heads, self.gain, self.bias, self.name = [head], np.ones(1), np.zeros(1), name
+        self.members = [name]
 
 
 def names_ensemble(name: str) -> bool:

@@ -64,6 +64,8 @@ def run(config: RewardConfig) -> Mapping[str, Any]:
         examples = len(trees) * config.epochs
         total = math.ceil(examples / config.batch)
         start, state = resume(run, learner, parent)
+        if config.scaled_start and start == 0 and isinstance(known, Comparisons):
+            known.scale_head(learner)
         stop, kept = config.early_stop, run.path / "best"
         best_step, best_loss = state.get("best", (-1, math.inf))
 
@@ -94,6 +96,8 @@ def run(config: RewardConfig) -> Mapping[str, Any]:
 
         figures, details = known.measured(run, learner)
         details |= {"pooling": pooling, "head_seed": head_seed}
+        if config.lora:
+            details |= {"lora": config.lora.model_dump() | {"last_layers": config.optim.last_layers}}
         checkpoint = save_final(run, learner, best_step + 1 if stop else total, parent, "reward", details)
         history = [row.values["accuracy/train"] for row in run.metrics()][-(len(trees) // config.batch or 1) :]
         result = run.finish(
@@ -140,6 +144,15 @@ class Comparisons:
         trained = {"pairs_train": sum(len(tree.pairs) for tree in self.trees)}
         figures = heldout_figures(run, pairs, gain, bias) | {"slope": slope, "slope_low": least}
         return figures | trained | scale, scale | {"members": members}
+
+    def scale_head(self, learner: LocalLearner) -> None:
+        """Give the head's scores mean 0 and std 1 on the reference samples, as their gain and bias will after training
+        (Ziegler et al. 2019, code)."""
+        gain, bias = self._centred(learner, math.inf)
+        assert learner.head is not None
+        with torch.no_grad():
+            learner.head.weight.mul_(gain)
+            learner.head.bias.mul_(gain).add_(bias)
 
     def _centred(self, learner: LocalLearner, slope: float) -> tuple[float, float]:
         return centre(learner, self.encoder, self.training, self.config.reference_samples, slope)
