@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
 from prefloop.web.render import markdown
 from prefloop.web.steering import addresses_reader
+from tests.patience import cpu_under
 
 from .hostile import BOMBS, STEERING
 from .page import Page
@@ -45,6 +44,5 @@ def test_ordinary_text_is_not(text: str) -> None:
     "text", [*BOMBS.values(), "give it a " * 100_000, "as the x " * 100_000, "choose this " * 100_000]
 )
 def test_any_text_takes_less_than_200_ms(text: str) -> None:
-    before = time.process_time()
-    addresses_reader(text)
-    assert time.process_time() - before < 0.2
+    with cpu_under(0.2):
+        addresses_reader(text)
