@@ -18,8 +18,8 @@ def until(true: Callable[[], object], seconds: float = 240) -> None:
 
 @contextmanager
 def cpu_under(seconds: float) -> Iterator[None]:
-    """Inside takes less of this process's CPU time. What other tests left is not collected meanwhile: in a large process
-    that takes a second."""
+    """Inside takes less of this process's CPU time. What other tests left is not collected meanwhile: in a large
+    process that takes a second."""
     gc.disable()
     before = time.process_time()
     try:
