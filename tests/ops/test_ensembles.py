@@ -150,6 +150,15 @@ def test_best_of_n_is_unbiased_and_a_blind_proxy_gains_nothing() -> None:
     assert np.mean([best_of_n(p, g, [12]) for p, g in zip(noisy, gold, strict=True)]) > found + 0.2
 
 
+def test_the_best_leaves_the_median_further_behind_the_more_there_are() -> None:
+    """Touvron et al. 2023 (Llama 2), figure 7: what rejection sampling can gain."""
+    rng = np.random.default_rng(0)
+    scores, ns = rng.normal(size=2000), [1, 2, 4, 8, 16, 32]
+    medians = [np.median(rng.choice(scores, size=(4000, n)), axis=1).mean() for n in ns]
+    assert (np.diff(best_of_n(scores, scores, ns) - medians) > 0.2).all()
+    assert best_of_n(np.ones(40), np.ones(40), ns) == pytest.approx(np.ones(6))
+
+
 def test_laws_and_peaks_by_hand() -> None:
     parabola = GoldLaw(form="best_of_n", alpha=2.0, beta=0.5)
     assert parabola.at([0, 1, 2, 4]) == pytest.approx([0, 1.5, 2, 0])
