@@ -10,13 +10,11 @@ Also reported: other n; answers all of whose steps are right; fewer and more ans
 Tuned on seeds from 100 up. Writes T12.json, .svg and .png beside this file; exits 0 only where the claim holds.
 """
 
-import argparse
 import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -24,7 +22,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from result import finish
+from result import claim
 from torch import Tensor, nn
 
 from prefloop.data.steps import to_first_error
@@ -33,7 +31,6 @@ from prefloop.ops.statistics import cluster_bootstrap
 from prefloop.ops.steps import COMBINATIONS, combined
 
 matplotlib.use("Agg")
-OUT = Path(__file__).parent
 CLAIM = "The best of 32 by a process reward model is right more often than by an outcome one, and that than by a vote."
 SOURCE = "Lightman et al. 2023 (arXiv 2305.20050)"
 BASE, STEPS = 10, 5
@@ -261,17 +258,9 @@ def draw(answer: Mapping[str, Any]) -> Figure:
 
 def main(arguments: list[str] | None = None) -> int:
     """0 when the claim holds, 1 otherwise."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--first", type=int, default=0, help="first seed")
-    parser.add_argument("--out", type=Path, default=OUT, help="folder for the results")
-    parser.add_argument("--json", action="store_true", help="print on one line")
-    options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    start = time.process_time()  # of one core, whatever else it has to do
-    per_seed = [run_seed(seed) for seed in range(options.first, options.first + options.seeds)]
-    answer = verdict(per_seed, (time.process_time() - start) / 60)
-    return finish("T12", answer, draw(answer), options.out, one_line=options.json)
+    # minutes of one core, whatever else it has to do
+    return claim("T12", __doc__, run_seed, verdict, draw, arguments, seeds=5, clock=time.process_time)
 
 
 if __name__ == "__main__":

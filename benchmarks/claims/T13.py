@@ -10,12 +10,9 @@ Tuned on seeds from 100 up: with a cost of 1 instead of 1.5 the rows were 6 to 1
 Writes T13.json, .svg and .png beside this file; exits 0 only where the claim holds.
 """
 
-import argparse
 import statistics
 import sys
-import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -23,12 +20,11 @@ import numpy as np
 import torch
 from gold_toy import Array, World
 from matplotlib.figure import Figure
-from result import finish
+from result import claim
 
 from prefloop.ops.ensembles import Form, best_of_n, best_of_n_kl, fit_gold_law, r_squared
 
 matplotlib.use("Agg")
-OUT = Path(__file__).parent
 CLAIM = "Under best-of-n gold turns over while the proxy rises, as d(alpha - beta d), and half a run foresees the peak."
 SOURCE = "Gao et al. 2022 (arXiv 2210.10760)"
 ROWS = {"100": (100, 0.0), "200": (200, 0.0), "400": (400, 0.0), "400, flips": (400, 0.25)}  # pairs, share flipped
@@ -162,17 +158,8 @@ def draw(answer: Mapping[str, Any]) -> Figure:
 
 def main(arguments: list[str] | None = None) -> int:
     """0 when the claim holds, 1 otherwise."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--first", type=int, default=0, help="first seed")
-    parser.add_argument("--out", type=Path, default=OUT, help="folder for the results")
-    parser.add_argument("--json", action="store_true", help="print on one line")
-    options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    start = time.monotonic()
-    per_seed = [run_seed(seed) for seed in range(options.first, options.first + options.seeds)]
-    answer = verdict(per_seed, (time.monotonic() - start) / 60)
-    return finish("T13", answer, draw(answer), options.out, one_line=options.json)
+    return claim("T13", __doc__, run_seed, verdict, draw, arguments, seeds=5)
 
 
 if __name__ == "__main__":

@@ -8,12 +8,9 @@ gain nothing. Also reported: how much the members' variance rises along the run,
 Tuned on seeds from 100 up. Writes T14.json, .svg and .png beside this file; exits 0 only where the claim holds.
 """
 
-import argparse
 import statistics
 import sys
-import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -21,12 +18,11 @@ import numpy as np
 import torch
 from gold_toy import Array, World
 from matplotlib.figure import Figure
-from result import finish
+from result import claim
 
 from prefloop.ops.ensembles import best_of_n, best_of_n_kl, disagreement, mean_score, uncertainty_weighted, worst_case
 
 matplotlib.use("Agg")
-OUT = Path(__file__).parent
 CLAIM = "With a quarter of the labels flipped, WCO and UWO end 1.2 times as high as a single model on the same labels."
 SOURCE = "Coste et al. 2023 (arXiv 2310.02743)"
 RATIO = 1.2
@@ -135,17 +131,8 @@ def draw(answer: Mapping[str, Any]) -> Figure:
 
 def main(arguments: list[str] | None = None) -> int:
     """0 when the claim holds, 1 otherwise."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--first", type=int, default=0, help="first seed")
-    parser.add_argument("--out", type=Path, default=OUT, help="folder for the results")
-    parser.add_argument("--json", action="store_true", help="print on one line")
-    options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    start = time.monotonic()
-    per_seed = [run_seed(seed) for seed in range(options.first, options.first + options.seeds)]
-    answer = verdict(per_seed, (time.monotonic() - start) / 60)
-    return finish("T14", answer, draw(answer), options.out, one_line=options.json)
+    return claim("T14", __doc__, run_seed, verdict, draw, arguments, seeds=5)
 
 
 if __name__ == "__main__":

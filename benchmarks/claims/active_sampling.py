@@ -8,19 +8,16 @@ that uniform picks reach at TARGET labels, over their own count. Control: random
 Tuned on seeds from 100 up. Writes active_sampling.json, .svg and .png beside this file; exits 0 only where it holds.
 """
 
-import argparse
 import statistics
 import sys
-import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
 from linear_toy import Array, accuracy, comparisons, fitted, planted
 from matplotlib.figure import Figure
-from result import finish
+from result import claim
 from scipy.special import expit
 
 from prefloop.configs.campaign import CampaignConfig
@@ -28,7 +25,6 @@ from prefloop.ops.acquisition import near_miss, preference_variance
 from prefloop.ops.statistics import cluster_bootstrap
 
 matplotlib.use("Agg")
-OUT = Path(__file__).parent
 CLAIM = "Disagreement and near-misses reach the accuracy of uniform picks with fewer labels."
 SOURCE = "Christiano et al. 2017 (arXiv 1706.03741), section 2.2.4, whose ablation found that it can also hurt"
 RATIO = 0.8
@@ -142,16 +138,7 @@ def draw(answer: Mapping[str, Any]) -> Figure:
 
 def main(arguments: list[str] | None = None) -> int:
     """0 when the claim holds, 1 otherwise."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--first", type=int, default=0, help="first seed")
-    parser.add_argument("--out", type=Path, default=OUT, help="folder for the results")
-    parser.add_argument("--json", action="store_true", help="print on one line")
-    options = parser.parse_args(arguments)
-    start = time.monotonic()
-    per_seed = [run_seed(seed) for seed in range(options.first, options.first + options.seeds)]
-    answer = verdict(per_seed, (time.monotonic() - start) / 60)
-    return finish("active_sampling", answer, draw(answer), options.out, one_line=options.json)
+    return claim("active_sampling", __doc__, run_seed, verdict, draw, arguments, seeds=10)
 
 
 if __name__ == "__main__":

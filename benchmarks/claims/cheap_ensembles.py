@@ -9,13 +9,10 @@ that must fail, from five. With clean labels all must gain little.
 Tuned on seeds from 100 up. Writes cheap_ensembles.json, .svg and .png beside this file; exits 0 only where it holds.
 """
 
-import argparse
 import math
 import statistics
 import sys
-import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -23,7 +20,7 @@ import numpy as np
 import torch
 from gold_toy import HIDDEN, LR, STEPS, WIDTH, Array, World
 from matplotlib.figure import Figure
-from result import finish
+from result import claim
 from torch import Tensor
 
 from prefloop.ops.ensembles import best_of_n, mean_score, worst_case
@@ -31,7 +28,6 @@ from prefloop.ops.losses import bradley_terry
 from prefloop.ops.statistics import cluster_bootstrap
 
 matplotlib.use("Agg")
-OUT = Path(__file__).parent
 CLAIM = "Under wrong labels heads on one trunk gain over a single model too; averaged weights need one start."
 SOURCE = "Coste et al. 2023 (2310.02743), Zhang et al. 2024 (2401.16635), Rame et al. 2024 (2401.12187)"
 PAIRS, MEMBERS, BATCH, DATA_SETS = 500, 5, 64, 3
@@ -163,17 +159,8 @@ def draw_figure(answer: Mapping[str, Any]) -> Figure:
 
 def main(arguments: list[str] | None = None) -> int:
     """0 when the claim holds, 1 otherwise."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--first", type=int, default=0, help="first seed")
-    parser.add_argument("--out", type=Path, default=OUT, help="folder for the results")
-    parser.add_argument("--json", action="store_true", help="print on one line")
-    options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    start_time = time.monotonic()
-    per_seed = [run_seed(seed) for seed in range(options.first, options.first + options.seeds)]
-    answer = verdict(per_seed, (time.monotonic() - start_time) / 60)
-    return finish("cheap_ensembles", answer, draw_figure(answer), options.out, one_line=options.json)
+    return claim("cheap_ensembles", __doc__, run_seed, verdict, draw_figure, arguments, seeds=10)
 
 
 if __name__ == "__main__":

@@ -11,26 +11,22 @@ nothing flipped but people who are in doubt where answers are alike, whose doubt
 Tuned on seeds from 100 up. Writes data_quality.json, .svg and .png beside this file; exits 0 only where it holds.
 """
 
-import argparse
 import statistics
 import sys
-import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
 from linear_toy import Array, accuracy, comparisons, fitted, planted
 from matplotlib.figure import Figure
-from result import finish
+from result import claim
 from scipy.special import expit
 
 from prefloop.ops.label_errors import confident_errors, detection, folds
 from prefloop.ops.statistics import cluster_bootstrap
 
 matplotlib.use("Agg")
-OUT = Path(__file__).parent
 CLAIM = (
     "At equal cost many noisy pairs beat few clean ones where a pair costs its labels alone, and lose where it costs 8 "
     "labels more; labels flagged out of fold are mostly wrong, and dropping or correcting them helps."
@@ -183,16 +179,7 @@ def draw(answer: Mapping[str, Any]) -> Figure:
 
 def main(arguments: list[str] | None = None) -> int:
     """0 when the claim holds, 1 otherwise."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--first", type=int, default=0, help="first seed")
-    parser.add_argument("--out", type=Path, default=OUT, help="folder for the results")
-    parser.add_argument("--json", action="store_true", help="print on one line")
-    options = parser.parse_args(arguments)
-    start = time.monotonic()
-    per_seed = [run_seed(seed) for seed in range(options.first, options.first + options.seeds)]
-    answer = verdict(per_seed, (time.monotonic() - start) / 60)
-    return finish("data_quality", answer, draw(answer), options.out, one_line=options.json)
+    return claim("data_quality", __doc__, run_seed, verdict, draw, arguments, seeds=10)
 
 
 if __name__ == "__main__":

@@ -102,7 +102,7 @@ def test_the_queue_follows_and_uniform_picks_go_on(here: Scene, folders: list[st
         c.id: rank for rank, c in enumerate(sorted(MADE, key=lambda c: (-here.item(c.id)["priority"], c.id)))
     }  # of 71; c5 is done and stays high
     taken = [here.label("bob") for _ in range(20)]
-    ranks = {True: [], False: []}  # type: ignore[var-annotated]
+    ranks: dict[bool, list[int]] = {True: [], False: []}
     for found in taken:
         assert found is not None
         task, _ = found

@@ -130,6 +130,16 @@ def sentences(text: str) -> list[str]:
     return [part for part in _SENTENCE.split(text) if part.strip()]
 
 
+def _reordered(parts: Sequence[str], different: int, rng: random.Random) -> str | None:
+    """The parts in another order; None where fewer than so many differ."""
+    if len(set(parts)) < different:
+        return None
+    order = list(parts)
+    while order == parts:
+        rng.shuffle(order)
+    return " ".join(order)
+
+
 def _either(phrases: Sequence[str], *, after: bool = False) -> Change:
     def change(text: str, rng: random.Random, other: str = "") -> str:
         return text + rng.choice(phrases) if after else rng.choice(phrases) + text
@@ -237,24 +247,12 @@ def truncated(text: str, rng: random.Random, other: str = "") -> str | None:
 
 def shuffled_sentences(text: str, rng: random.Random, other: str = "") -> str | None:
     """Its sentences in another order."""
-    parts = sentences(text)
-    if len(set(parts)) < 2:
-        return None
-    order = list(parts)
-    while order == parts:
-        rng.shuffle(order)
-    return " ".join(order)
+    return _reordered(sentences(text), 2, rng)
 
 
 def shuffled_words(text: str, rng: random.Random, other: str = "") -> str | None:
     """Its words in a random order."""
-    words = text.split()
-    if len(set(words)) < 3:
-        return None
-    order = list(words)
-    while order == words:
-        rng.shuffle(order)
-    return " ".join(order)
+    return _reordered(text.split(), 3, rng)
 
 
 def repeated(text: str, rng: random.Random, other: str = "") -> str | None:
