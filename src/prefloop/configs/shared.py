@@ -63,7 +63,7 @@ class EngineConfig(Config):
     """Keep only what enters each layer and run the layer again in the backward pass (activation checkpointing): less
     memory, about a third more time for an update."""
     compile: bool = False
-    """On a GPU, compile the layers for training and scoring: a minute at the start, then faster updates."""
+    """On a GPU, compile the layers for training and scoring: some seconds at the start, then faster updates."""
     cache_mb: int = Field(default=2048, ge=1)
     """MiB of keys and values that a sampler keeps; answers that do not fit wait for others to end."""
     trust_remote_code: bool = False
