@@ -20,6 +20,7 @@ from prefloop.store.campaigns import Campaign
 from prefloop.web import partners
 from prefloop.web.pages.redteam import NAMED
 from prefloop.web.workspace import Workspace
+from tests.patience import until
 from tests.store.scene import plain
 from tests.web.run_folders import HOSTILE
 from tests.web.serving import Server, Visitor
@@ -118,6 +119,22 @@ def test_a_whole_conversation_becomes_preferences(server: Server, client: Client
     for response in talk.seen:
         sent = response.text + str(response.headers) + str(response.url)
         assert "secret" not in sent, response.url
+
+
+def test_an_answer_that_comes_while_its_page_is_made_is_on_it(
+    server: Server, talk: Talk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    partners = server.workspace.partners
+    waiting = partners.waiting
+
+    def once_it_came(key: str) -> bool:
+        until(lambda: not waiting(key))
+        return False
+
+    monkeypatch.setattr(partners, "waiting", once_it_came)
+    talk.say("say so")
+    page = talk.get()
+    assert "Ask again" not in page and 'id="turn-1"' in page
 
 
 def test_a_process_killed_at_work_is_told_and_the_conversation_goes_on(talk: Talk, server: Server) -> None:

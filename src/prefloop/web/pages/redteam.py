@@ -48,7 +48,7 @@ def begin(request: Request) -> Response:
 
 @allowed("labeler")
 def conversation(request: Request) -> Response:
-    return _page(request, _mine(request))
+    return _page(request)
 
 
 @allowed("labeler")
@@ -59,7 +59,7 @@ def say(request: Request) -> Response:
             found.id, found.annotator, turn=_number(request, "turn"), text=text, nonce=field(request, "nonce")
         )
     except PrefloopError as error:
-        return _page(request, found, status=400, error=str(error), typed={"text": text, "two": two})
+        return _page(request, status=400, error=str(error), typed={"text": text, "two": two})
     if not found.answered:
         _ask(request, found, n=2 if two else 1)
     return _back(found)
@@ -96,7 +96,7 @@ def mark(request: Request) -> Response:
         )
     except PrefloopError as error:
         typed = {"turn": turn, "which": which, "marks": marks, "note": note, "better": better or ""}
-        return _page(request, found, status=400, error=str(error), typed=typed)
+        return _page(request, status=400, error=str(error), typed=typed)
     return RedirectResponse(f"/talk/{found.id}#turn-{turn}", 303)
 
 
@@ -131,7 +131,6 @@ def _ask(request: Request, found: Conversation, *, n: int) -> None:
 
 def _page(
     request: Request,
-    found: Conversation,
     *,
     status: int = 200,
     error: str = "",
@@ -139,6 +138,8 @@ def _page(
 ) -> Response:
     """typed: what was sent and not taken, to be mended."""
     work = workspace(request)
+    waiting = work.partners.waiting(request.path_params["id"])
+    found = _mine(request)  # after that: an answer that comes in between is on the page, or still waited for
     campaign = work.campaigns.by_run(found.run)
     return page(
         request,
@@ -151,7 +152,7 @@ def _page(
         answered=found.answered,
         to_pick=bool(found.turns) and found.answered and found.turns[-1].picked is None,
         kinds=kinds_of_failure(campaign.config),
-        waiting=work.partners.waiting(found.id),
+        waiting=waiting,
         problem=work.partners.problem(found.id),
         once=secrets.token_urlsafe(16),
         error=error,
