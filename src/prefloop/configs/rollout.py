@@ -33,8 +33,8 @@ class KLConfig(Config):
         return self
 
 
-class RolloutConfig(Config):
-    """Rollouts of a policy, their reward, and how the policy is updated on them."""
+class SampledConfig(Config):
+    """Rollouts of a policy and their reward."""
 
     out: str
     """Run folder."""
@@ -65,18 +65,10 @@ class RolloutConfig(Config):
     """Longest answer in tokens, stop token included."""
     rollout_dtype: Literal["same", "int8"] = "same"
     """int8 samples on a CPU by quantised weights, faster and not quite from the policy; every token's (rloo: answer's)
-    share of the policy gradient is then multiplied by its importance, at most 2 (Yao et al. 2025)."""
+    share of a policy gradient is then multiplied by its importance, at most 2 (Yao et al. 2025)."""
     missing_stop_score: float | None = -1.0
     """Most that an answer scores which is empty or did not end by itself, in stds within prompts; none keeps the
     model's score."""
-    epochs: int = Field(default=1, ge=1)
-    """Passes over each rollout batch."""
-    minibatches: int = Field(default=1, ge=1)
-    """Updates per pass."""
-    clip: float = Field(default=0.2, gt=0)
-    """Clip range of the probability ratio."""
-    kl: KLConfig = KLConfig()
-    """Leash to the reference."""
     optim: OptimConfig = OptimConfig(lr=1e-5, decay=False, eps=1e-5)
     """Optimizer."""
     lora: LoraConfig | None = None
@@ -87,6 +79,19 @@ class RolloutConfig(Config):
     """Steps between checkpoints."""
     seed: int = 0
     """Seed of prompt order and sampling."""
+
+
+class RolloutConfig(SampledConfig):
+    """Rollouts of a policy, and policy gradients on a leash."""
+
+    epochs: int = Field(default=1, ge=1)
+    """Passes over each rollout batch."""
+    minibatches: int = Field(default=1, ge=1)
+    """Updates per pass."""
+    clip: float = Field(default=0.2, gt=0)
+    """Clip range of the probability ratio."""
+    kl: KLConfig = KLConfig()
+    """Leash to the reference."""
 
     @model_validator(mode="after")
     def _minibatches_fit(self) -> Self:

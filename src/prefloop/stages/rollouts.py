@@ -11,7 +11,8 @@ from typing import Literal
 import numpy as np
 import torch
 
-from prefloop.configs.rollout import KLConfig, RolloutConfig
+from prefloop.configs.rejection import RejectionConfig
+from prefloop.configs.rollout import KLConfig, SampledConfig
 from prefloop.data.rows import read_jsonl
 from prefloop.engine.build import compute_dtype, resolve_checkpoint
 from prefloop.engine.local import LocalLearner, LocalScorer
@@ -102,7 +103,7 @@ def sampled_logprobs(completion: Completion) -> Column:
     return np.asarray(completion.segments[0].logprobs, dtype=np.float32)
 
 
-def reward_sources(config: RolloutConfig) -> dict[str, str]:
+def reward_sources(config: SampledConfig | RejectionConfig) -> dict[str, str]:
     """What a run's reward comes from, by role: `reward`, or `reward-NAME` of each part of a mix, each as
     `reward_parents` has it."""
     names = {"reward": config.reward}
@@ -131,7 +132,7 @@ def controller(config: KLConfig, episodes: int, coef: float | None) -> AdaptiveK
     return AdaptiveKL(now, config.target, config.horizon * episodes, config.clip)
 
 
-def check_gap(gap: float, step: int, config: RolloutConfig) -> None:
+def check_gap(gap: float, step: int, config: SampledConfig) -> None:
     """The sampler wrote with the learner's weights. gap: mean |log-prob there - here| over response tokens, nats.
     With weights of another precision it is only logged, and the loss corrects for it."""
     limit = GAP[compute_dtype(config.engine)]
@@ -193,7 +194,7 @@ def record(run: Run, step: int, rollouts: Sequence[Rollout]) -> None:
 class Watch:
     """A judge that only looks on: its score of the rollouts, and how often they beat the starting policy's answers."""
 
-    def __init__(self, config: RolloutConfig) -> None:
+    def __init__(self, config: SampledConfig) -> None:
         self.judge = resolve_reward(config.watch, config.engine) if config.watch else None
         self.baseline: dict[str, list[float]] = {}
         if self.judge is None or not config.baseline:

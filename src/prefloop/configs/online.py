@@ -1,0 +1,25 @@
+"""Direct preference optimisation on line: fresh pairs from the current policy, judged as they come."""
+
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from prefloop.configs.collect import AnnotatorConfig
+from prefloop.configs.rollout import SampledConfig
+
+
+class OnlineConfig(SampledConfig):
+    """Fit the policy on comparisons of its own fresh answers with DPO (online AI feedback, Guo et al. 2024)."""
+
+    group: int = Field(default=2, ge=2)
+    """Completions per prompt; the best is compared with the worst."""
+    panel: tuple[AnnotatorConfig, ...] = ()
+    """Simulated annotators whose majority decides between two answers, in a reward's place; for a group of 2."""
+    beta: float = Field(default=0.1, gt=0)
+    """Inverse temperature: how strongly the reference holds."""
+
+    @model_validator(mode="after")
+    def _one_judge(self) -> Self:
+        if self.panel and (self.reward or self.mix or self.group != 2):
+            raise ValueError("a panel judges pairs in a reward's place; leave out reward and mix, and group at 2")
+        return self
