@@ -19,9 +19,11 @@ STAGE_HELP = {
     "collect": "Sample answers to prompts.",
     "label": "Have the collected answers compared.",
     "reward": "Fit a reward model on the comparisons.",
+    "rejection": "Sample several answers to each prompt and fine-tune on the best.",
     "ppo": "Train the policy against the reward model, on a KL leash.",
     "group": "Train the policy by comparing answers to one prompt: GRPO or RLOO.",
     "direct": "Fit the policy on the comparisons themselves: DPO.",
+    "online": "Fit the policy on pairs of its own fresh answers, judged as they come: online DPO.",
     "evaluate": "Compare the policy with its baselines on held-out prompts (`evaluate reward`: report on a reward).",
     "evaluate_reward": "Report on a reward: accuracy, calibration, biases, what to do about them.",
 }
@@ -156,13 +158,21 @@ def chat(
     temperature: Annotated[float, typer.Option(help="Sampling temperature, above 0.", min=1e-6)] = 0.7,
     max_tokens: Annotated[int, typer.Option(help="Longest answer in tokens.", min=1)] = 256,
     seed: Annotated[int, typer.Option(help="Seed of the answers.")] = 0,
+    best_of: Annotated[
+        int, typer.Option(metavar="N", help="Sample so many answers and show the one that --reward scores best.", min=1)
+    ] = 1,
+    reward: Annotated[
+        str, typer.Option(metavar="REWARD", help="Reward run's folder, several (mean:A,B), or module:function.")
+    ] = "",
 ) -> None:
     """Talk to a checkpoint; an empty line starts over, Ctrl-D ends."""
 
     def work() -> Mapping[str, Any]:
         from prefloop.stages.chat import run
 
-        return run(checkpoint, temperature=temperature, max_tokens=max_tokens, seed=seed)
+        return run(
+            checkpoint, temperature=temperature, max_tokens=max_tokens, seed=seed, best_of=best_of, reward=reward
+        )
 
     finish(work, as_json=False)
 

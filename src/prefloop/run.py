@@ -26,7 +26,7 @@ from prefloop.data.jsonl import content_id, encode_line, write_atomic
 from prefloop.data.rows import read_jsonl
 from prefloop.types import Json, MetricRow, PrefloopError
 
-__all__ = ["Run", "Ticker", "config_hash", "occupied", "progress", "write_atomic"]
+__all__ = ["Run", "Ticker", "config_hash", "newest", "occupied", "progress", "write_atomic"]
 
 _METRICS, _SAMPLES, _LOCK = "metrics.jsonl", "samples.jsonl", "run.lock"
 _BEGUN = (_METRICS, _SAMPLES, "checkpoints", "checkpoint", "preferences.jsonl", "result.json")
@@ -80,6 +80,13 @@ def _read_object(path: Path) -> dict[str, Json]:
 
 def _dump(value: Json) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def newest(root: Path, stage: str) -> Path:
+    """A stage's folder in a run's; of a run in rounds, that of the newest round which has begun it."""
+    rounds = sorted((int(path.name) for path in (root / "rounds").glob("*") if path.name.isdigit()), reverse=True)
+    places = (root / stage, *(root / "rounds" / str(number) / stage for number in rounds))
+    return next((path for path in places if (path / "config.json").is_file()), root / stage)
 
 
 def occupied(path: Path) -> bool:

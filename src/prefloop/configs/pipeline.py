@@ -8,7 +8,9 @@ from prefloop.configs.collect import CollectConfig, LabelConfig
 from prefloop.configs.direct import DirectConfig
 from prefloop.configs.evaluate import EvaluateConfig, EvaluateRewardConfig
 from prefloop.configs.group import GroupConfig
+from prefloop.configs.online import OnlineConfig
 from prefloop.configs.ppo import PPOConfig
+from prefloop.configs.rejection import RejectionConfig
 from prefloop.configs.reward import RewardConfig
 from prefloop.configs.sft import SFTConfig
 from prefloop.configs.shared import Config, EngineConfig
@@ -18,24 +20,17 @@ STAGES: dict[str, type[Config]] = {
     "collect": CollectConfig,
     "label": LabelConfig,
     "reward": RewardConfig,
+    "rejection": RejectionConfig,
     "ppo": PPOConfig,
     "group": GroupConfig,
     "direct": DirectConfig,
+    "online": OnlineConfig,
     "evaluate": EvaluateConfig,
     "evaluate_reward": EvaluateRewardConfig,
 }
 
-
-class RefreshConfig(Config):
-    """Train the reward model anew while the policy learns, on comparisons of the policy's fresh answers too (iterated
-    online RLHF, Bai et al. 2022). Between refreshes it is frozen; old versions stay in their folders."""
-
-    every: int = Field(ge=1)
-    """Steps of ppo or group after which the policy is sampled, its answers are labeled, and the next version is trained
-    from the model that the first one began from. The policy goes on, its leash now to where it then stands."""
-    new: float = Field(default=0.5, gt=0, le=1)
-    """Share of a version's comparisons that are of the newest labels; the rest is drawn from all before, the replay
-    buffer."""
+TRAINED = ("rejection", "ppo", "group", "direct", "online")
+"""Stages that train a policy on preferences."""
 
 
 class RecipeConfig(Config):
@@ -49,8 +44,13 @@ class RecipeConfig(Config):
     """Seed of all stages that do not set their own."""
     stages: tuple[str, ...] = ("sft", "collect", "label", "reward", "ppo", "evaluate")
     """Stages that `prefloop run` chains, in order."""
-    refresh: RefreshConfig | None = None
-    """Refreshes of the reward model; "none" keeps the first one."""
+    rounds: int = Field(default=0, ge=0)
+    """Go so many times through all stages but sft, each time from the policy that the last one ended with, its answers
+    labeled and the reward model trained anew (iterated online RLHF: Bai et al. 2022). Each round is a folder under
+    rounds/; 0 goes once, without them. A larger number later goes on."""
+    new_labels: float = Field(default=0.5, gt=0, le=1)
+    """With rounds: share of the comparisons that a reward model (or direct) learns from that are of the newest labels;
+    the rest is drawn from all rounds before, the replay buffer."""
     controls: bool = False
     """Also run the negative control: reward model on shuffled labels, PPO against it, evaluation."""
     prompts: str = "builtin"
@@ -65,23 +65,29 @@ class RecipeConfig(Config):
     """Keys of the stage label."""
     reward: dict[str, Any] = Field(default_factory=dict)
     """Keys of the stage reward."""
+    rejection: dict[str, Any] = Field(default_factory=dict)
+    """Keys of the stage rejection."""
     ppo: dict[str, Any] = Field(default_factory=dict)
     """Keys of the stage ppo."""
     group: dict[str, Any] = Field(default_factory=dict)
     """Keys of the stage group."""
     direct: dict[str, Any] = Field(default_factory=dict)
     """Keys of the stage direct."""
+    online: dict[str, Any] = Field(default_factory=dict)
+    """Keys of the stage online."""
     evaluate: dict[str, Any] = Field(default_factory=dict)
     """Keys of the stage evaluate."""
     evaluate_reward: dict[str, Any] = Field(default_factory=dict)
     """Keys of the stage evaluate_reward."""
 
     @model_validator(mode="after")
-    def _can_refresh(self) -> Self:
-        if self.refresh is None:
-            return self
-        if self.controls:
-            raise ValueError("the negative control knows no refreshes; leave out controls or refresh")
-        if not {"collect", "label", "reward"} <= set(self.stages) or not {"ppo", "group"} & set(self.stages):
-            raise ValueError("a refresh needs the stages collect, label and reward, and ppo or group")
+    def _can_go_round(self) -> Self:
+        if self.rounds and self.controls:
+            raise ValueError("the negative control knows no rounds; leave out controls or rounds")
+        if self.rounds and not set(TRAINED) & set(self.stages):
+            raise ValueError(
+                f"a round trains a policy; add a stage of {', '.join(TRAINED)} to stages, or leave out rounds"
+            )
+        if twice := [name for place, name in enumerate(self.stages) if name in self.stages[:place]]:
+            raise ValueError(f"stages names {twice[0]!r} twice, and a stage has one folder; go through all with rounds")
         return self

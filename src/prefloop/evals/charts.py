@@ -217,6 +217,36 @@ def accuracy_chart(accuracies: Mapping[str, float | None], interval: tuple[float
         return _svg(figure, "Accuracy of the reward model beside its controls and ceiling", "accuracy")
 
 
+def rounds_chart(rounds: Sequence[Mapping[str, Any]]) -> str:
+    """Score by the reward that was trained on and by the judge that watched, KL and win rate over the rounds of a run.
+    What no round has is left out; empty text when that is all. rounds: see evals.rounds.round_figures."""
+    panels = [
+        ("proxy", "Score by the reward trained on", _BLUE),
+        ("watch", "Score by the watching judge", _GREEN),
+        ("kl", "KL to the baseline (nats per response)", _ORANGE),
+        ("win_rate", "Preferred to the baseline", _GREEN),
+    ]
+    drawn = [panel for panel in panels if any(one[panel[0]] is not None for one in rounds)]
+    if not drawn:
+        return ""
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(4.4, 0.5 + 1.5 * len(drawn)), layout="constrained")
+        grid = figure.subplots(len(drawn), sharex=True, squeeze=False)[:, 0]
+        for axes, (name, title, color) in zip(grid, drawn, strict=True):
+            known = [one for one in rounds if one[name] is not None]
+            places, values = [one["round"] for one in known], [one[name] for one in known]
+            if name == "win_rate":
+                axes.axhline(0.5, color=_MUTED, linewidth=1, linestyle=(0, (2, 2)))
+                low, high = ([one[f"win_rate_{end}"] for one in known] for end in ("low", "high"))
+                axes.vlines(places, low, high, color=color)
+                axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+            axes.plot(places, values, color=color, marker="o", markersize=5)
+            axes.set_title(title)
+        grid[-1].set_xlabel("round")
+        grid[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+        return _svg(figure, "Scores, KL and win rate over the rounds", "rounds")
+
+
 def cost_chart(seconds: Mapping[str, float]) -> str:
     """Wall-clock minutes by stage."""
     with matplotlib.rc_context(_STYLE):

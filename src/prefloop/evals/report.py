@@ -19,16 +19,26 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from prefloop.configs.pipeline import STAGES
+from prefloop.configs.pipeline import STAGES, TRAINED
 from prefloop.data.jsonl import write_atomic
 from prefloop.data.rows import read_jsonl
-from prefloop.evals.charts import KL_BAND, accuracy_chart, cost_chart, loop_chart, reliability_chart, slice_chart
+from prefloop.evals.charts import (
+    KL_BAND,
+    accuracy_chart,
+    cost_chart,
+    loop_chart,
+    reliability_chart,
+    rounds_chart,
+    slice_chart,
+)
 from prefloop.evals.reward_model import HeldoutPair, ReliabilityBin, RewardReport, measure
+from prefloop.evals.rounds import all_rounds
 from prefloop.evals.winrate import SliceRate, outcome, summarize
+from prefloop.run import newest
 from prefloop.types import PrefloopError
 
-_ONLINE = ("ppo", "group")
-_CONTROL = tuple(f"control/{name}" for name in ("reward", *_ONLINE, "direct", "evaluate"))
+_ONLINE = ("ppo", "group", "online")
+_CONTROL = tuple(f"control/{name}" for name in ("reward", *TRAINED, "evaluate"))
 _SHOWN_SAMPLES = 10
 _OUTCOMES = {1.0: "win", 0.5: "tie", 0.0: "loss"}
 EVALUATED = (
@@ -61,14 +71,18 @@ def build_report(root: Path) -> dict[str, Any]:
     intervals 95 %, KL in nats per response, `minutes` the wall-clock time of the finished stages without the control.
     PrefloopError when `root` holds no stage, or a file that is damaged.
     """
-    stages = {name: stage for name in (*STAGES, *_CONTROL) if (stage := _read_stage(root / name))}
+    stages = {name: stage for name in (*STAGES, *_CONTROL) if (stage := _read_stage(newest(root, name)))}
     if not stages:
         raise PrefloopError(f"{root} holds no stage of a run; give the folder above sft/, ppo/, evaluate/.")
     samples = _samples(stages, "evaluate")
     evaluation = summarize(samples) if samples else None
     pairs = [heldout_pair(row) for row in _samples(stages, "reward")]
     reward = measure(pairs) if pairs else None
-    report = {"run": root.resolve().name, **_figures(stages, evaluation, reward)}
+    rounds = all_rounds(root)
+    report = {"run": root.resolve().name, **_figures(stages, evaluation, reward), "rounds": rounds}
+    if rounds:
+        once = sum(stage.result["seconds"] for stage in stages.values() if stage.result and stage.folder.parent == root)
+        report["minutes"] = sum(one["minutes"] for one in rounds) + once / 60
     write_atomic(root / "report.json", json.dumps(report, indent=2, allow_nan=False) + "\n")
     write_atomic(root / "report.html", _page(report, stages, evaluation, reward, samples))
     return report
@@ -281,6 +295,8 @@ def _charts(report: Mapping[str, Any], stages: Mapping[str, _Stage], reward: Rew
         charts["accuracy"] = accuracy_chart(accuracies, interval, model="reward model")
         if bins := _result(stages, "reward").get("reliability"):
             charts["reliability"] = reliability_chart([ReliabilityBin(**b) for b in bins])
+    if report["rounds"]:
+        charts["rounds"] = rounds_chart(report["rounds"])
     if seconds := _seconds(stages):
         charts["cost"] = cost_chart(seconds)
     return charts

@@ -98,8 +98,8 @@ def summarize(samples: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """The figures of an evaluation, from the lines of its samples.jsonl.
 
     Win rates of the model "policy" against "sft" (and "base" where it was sampled; null otherwise), their intervals and
-    slices; per model the mean score, its parts, words, tokens, and the share of answers that ended by themselves.
-    PrefloopError when "policy" or "sft" is missing.
+    slices; the policy's KL to "sft" in nats per response; per model the mean score, its parts, words, tokens, and the
+    share of answers that ended by themselves. PrefloopError when "policy" or "sft" is missing.
     """
     by_model: defaultdict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for sample in samples:
@@ -112,6 +112,7 @@ def summarize(samples: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     rate = compare(answers["policy"], answers["sft"], slices)
     base = compare(answers["policy"], answers["base"], slices) if "base" in answers else None
     models = {name: _describe(rows) for name, rows in by_model.items()}
+    drifts = [row["kl"] for row in by_model["policy"] if "kl" in row]
     return {
         "win_rate": rate.win_rate,
         "win_rate_low": rate.low,
@@ -127,6 +128,7 @@ def summarize(samples: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         "slices": {name: asdict(part) for name, part in rate.slices.items()},
         "sft_stopped_share": models["sft"]["stopped_share"],
         "policy_stopped_share": models["policy"]["stopped_share"],
+        "kl": _mean(drifts) if drifts else None,
         "models": models,
     }
 

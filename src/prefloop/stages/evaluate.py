@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from prefloop.configs.evaluate import EvaluateConfig
 from prefloop.data.sources import load_prompts
-from prefloop.engine.build import build_encoder, build_sampler, load, resolve_checkpoint, use_threads
+from prefloop.data.trees import answer_tree
+from prefloop.engine.build import (
+    build_encoder,
+    build_sampler,
+    build_scorer,
+    load,
+    resolve_checkpoint,
+    use_threads,
+)
 from prefloop.evals.winrate import summarize
 from prefloop.rewards.resolve import resolve_reward
 from prefloop.run import Run, progress
+from prefloop.stages.rollouts import sampled_logprobs
 from prefloop.stages.sampling import sample_groups
-from prefloop.types import PrefloopError, Sampling, to_json
+from prefloop.types import Completion, PrefloopError, Prompt, Sampling, to_json
 
 NAMES = ("policy", "sft", "base")
 
@@ -49,8 +60,27 @@ def run(config: EvaluateConfig) -> Mapping[str, Any]:
                 asked = [prompt for prompt in prompts for _ in range(config.samples)]
                 answers = [completion for group in groups for completion in group]
                 scores = judge(asked, answers)
-                for prompt, completion, score in zip(asked, answers, scores, strict=True):
+                apart = drift(config, prompts, groups) if name == "policy" else []
+                for place, (prompt, completion, score) in enumerate(zip(asked, answers, scores, strict=True)):
                     row = {"model": name, "prompt": to_json(prompt), "completion": to_json(completion)}
+                    row |= {"kl": apart[place]} if apart else {}
                     run.sample(step, row | {"score": score.value, "parts": dict(score.parts)})
                 run.log(step, {"score": sum(s.value for s in scores) / len(scores)})
         return run.finish(summarize(run.samples()))
+
+
+def drift(config: EvaluateConfig, prompts: Sequence[Prompt], groups: Sequence[Sequence[Completion]]) -> list[float]:
+    """log pi(y) - log pi_base(y) of each of the policy's answers, in nats, against the first baseline; their mean is
+    the policy's KL to it. Empty where the two have different tokenizers."""
+    loaded = load(config.baselines[0], config.engine)
+    encoder = build_encoder(loaded)
+    try:
+        trees = [answer_tree(prompt, group, encoder) for prompt, group in zip(prompts, groups, strict=True)]
+    except PrefloopError:
+        return []
+    readings = build_scorer(loaded, config.engine).forward(trees, {"logprobs"}, temperature=config.temperature)
+    return [
+        float(np.sum(sampled_logprobs(completion)) - np.sum(reading.logprobs[node]))
+        for reading, group in zip(readings, groups, strict=True)
+        for node, completion in enumerate(group, 1)
+    ]

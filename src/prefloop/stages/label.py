@@ -22,10 +22,11 @@ from prefloop.store.labels import open_store
 from prefloop.types import Comparison, Completion, Demonstration, Judgment, Preference, PrefloopError, Prompt, Score
 
 
-def run(config: LabelConfig) -> Mapping[str, Any]:
+def run(config: LabelConfig, *, wait: bool = True) -> Mapping[str, Any]:
     """Pair, have every pair judged by the panel or by people, and write preferences.jsonl. Of people also what they
     wrote themselves, as demonstrations.jsonl, and what failed in conversations, as negatives.jsonl. Simulated people
-    are named so."""
+    are named so. Where people have labels to give it waits for them, or with `wait` false raises PrefloopError, which
+    says so; the same call goes on."""
     with Run.open(config.out, config, stage="label", parents={"completions": config.completions}) as run:
         if run.finished:
             _refuse_newer_labels(config, run)
@@ -33,7 +34,7 @@ def run(config: LabelConfig) -> Mapping[str, Any]:
         prompts, answers = read_completions(config.completions)
         comparisons = pair_completions(answers, list(prompts.values()), pairs=config.pairs, seed=config.seed)
         if config.annotator == "people":
-            return _by_people(config, run, comparisons)
+            return _by_people(config, run, comparisons, wait)
         return _by_panel(config, run, comparisons)
 
 
@@ -63,10 +64,10 @@ def _by_panel(config: LabelConfig, run: Run, comparisons: Sequence[Comparison]) 
     )
 
 
-def _by_people(config: LabelConfig, run: Run, comparisons: Sequence[Comparison]) -> Mapping[str, Any]:
+def _by_people(config: LabelConfig, run: Run, comparisons: Sequence[Comparison], wait: bool) -> Mapping[str, Any]:
     if run.last_step < 0:
         run.log(0, {"comparisons": len(comparisons)})  # binds the settings: people answer what these ask
-    labels = people.ask(config.database, str(run.path), comparisons, config.campaign)
+    labels = people.ask(config.database, str(run.path), comparisons, config.campaign, wait=wait)
     preferences = to_preferences(labels.comparisons, labels.judgments, labels.simulated, margins=config.margins)
     written = demonstrations(labels.comparisons, labels.judgments)
     write_jsonl(run.path / "demonstrations.jsonl", written)

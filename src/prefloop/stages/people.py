@@ -34,12 +34,14 @@ class Labels:
     negatives: list[Negative]
 
 
-def ask(database: str, run: str, comparisons: Sequence[Comparison], config: CampaignConfig) -> Labels:
+def ask(
+    database: str, run: str, comparisons: Sequence[Comparison], config: CampaignConfig, *, wait: bool = True
+) -> Labels:
     """Put comparisons up for labels, in the run's campaign or a new one, and wait: until every item has the labels that
     it wants, or the campaign was closed with at least one label. The campaign is closed then.
 
     All is in the database: the same call after an interrupt goes on. Raises PrefloopError where simulated people
-    judged under this name."""
+    judged under this name, and without `wait` where labels are wanted."""
     engine = db.connect(database)
     with Store(engine) as store:
         clock = Clock(seen_until(engine))
@@ -56,6 +58,8 @@ def ask(database: str, run: str, comparisons: Sequence[Comparison], config: Camp
         items = [Item(comparison_id=c.id, held=why_held(c)) for c in comparisons]
         campaigns.add_items(run, items, by="prefloop")
         found = standing(engine, run)
+        if not _done(found) and not wait:
+            raise PrefloopError(f"{run}: {_invitation(found, database)} Then give the same command again.")
         if not _done(found):
             print(_invitation(found, database), file=sys.stderr, flush=True)
             with progress(found.wanted, "labels", done=found.counted) as bar:

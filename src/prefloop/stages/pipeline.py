@@ -1,45 +1,67 @@
-"""Stages chained through their run folders: each takes from its predecessors' folders what its section leaves empty."""
+"""Stages chained through their run folders: each takes from its predecessors' folders what its section leaves empty;
+and rounds of them."""
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from prefloop.configs.load import stage_config
-from prefloop.configs.pipeline import RecipeConfig, RefreshConfig
+from prefloop.configs.pipeline import TRAINED, RecipeConfig
 from prefloop.data.heldout import split
 from prefloop.data.sources import load_preferences
 from prefloop.engine.schedule import derived_seed
 from prefloop.evals.report import build_report
+from prefloop.evals.rounds import round_figures
 from prefloop.run import write_atomic
-from prefloop.stages import collect, direct, evaluate, evaluate_reward, group, label, ppo, reward, sft
+from prefloop.stages import (
+    collect,
+    direct,
+    evaluate,
+    evaluate_reward,
+    group,
+    label,
+    online,
+    ppo,
+    rejection,
+    reward,
+    sft,
+)
 from prefloop.stages.refresh import agreement, replay
-from prefloop.types import PrefloopError
+from prefloop.types import Preference, PrefloopError
 
 RUNS: dict[str, Callable[[Any], Mapping[str, Any]]] = {
     "sft": sft.run,
     "collect": collect.run,
     "label": label.run,
     "reward": reward.run,
+    "rejection": rejection.run,
     "ppo": ppo.run,
     "group": group.run,
     "direct": direct.run,
+    "online": online.run,
     "evaluate": evaluate.run,
     "evaluate_reward": evaluate_reward.run,
 }
+ONCE = "sft"  # before all rounds
 
 
 def run(recipe: RecipeConfig) -> Mapping[str, Any]:
-    """All stages of a recipe, then the negative control if wanted, then the report. Finished stages are kept."""
+    """All stages of a recipe, or its rounds; then the negative control if wanted, then the report. Finished stages are
+    kept."""
     root = Path("runs") / recipe.name
     plan = root / "recipe.json"
     if not plan.exists():
         write_atomic(plan, recipe.model_dump_json(indent=2))
     for stage in recipe.stages:
-        _announce(recipe, stage)
-        run_stage(recipe, stage)
+        if not recipe.rounds or stage == ONCE:
+            _announce(recipe, stage)
+            RUNS[stage](stage_config(recipe, stage, **inputs(recipe, stage)))
+    for number in range(1, recipe.rounds + 1):
+        run_round(recipe, number)
     if recipe.controls:
         for stage in control_stages(recipe):
             _announce(recipe, f"control/{stage}")
@@ -50,81 +72,104 @@ def run(recipe: RecipeConfig) -> Mapping[str, Any]:
 
 def run_stage(recipe: RecipeConfig, stage: str) -> Mapping[str, Any]:
     """One stage, its empty inputs filled from the run folders of this recipe's other stages."""
-    if recipe.refresh and stage == trained(recipe):
-        return run_refreshed(recipe, recipe.refresh)
+    if recipe.rounds and stage != ONCE:
+        raise PrefloopError("A recipe with rounds is run as a whole: give `prefloop run` the same recipe.")
     return RUNS[stage](stage_config(recipe, stage, **inputs(recipe, stage)))
 
 
-def run_refreshed(recipe: RecipeConfig, refresh: RefreshConfig) -> Mapping[str, Any]:
-    """The stage that trains the policy, in parts of refresh.every steps with a new version of the reward model between
-    them: refresh/N holds the policy's N-th part, what was sampled from it and labeled, and version N. The version
-    before the newest watches. The last part is the stage's own folder."""
-    method = trained(recipe)
-    policy, sample, ask, fit = (
-        cast(Any, stage_config(recipe, name, **inputs(recipe, name))) for name in (method, "collect", "label", "reward")
-    )
-    watch = policy.watch
-    if policy.reward != fit.out:
-        raise PrefloopError(f"[{method}] reward is set to {policy.reward}; a refresh needs the recipe's own, leave it.")
-    parts = -(-policy.steps // refresh.every)
-    versions, labels = [fit.out], [ask.out]
-    _, panel = split(load_preferences(ask.out), fit.heldout, derived_seed(fit.seed, "heldout"))
-    for number in range(1, parts):
-        root = f"runs/{recipe.name}/refresh/{number}"
-        _announce(recipe, f"refresh/{number}")
-        seed = {"seed": derived_seed(recipe.seed, "refresh", number)}
-        part = policy.model_copy(update={"out": f"{root}/{method}", "steps": refresh.every})
-        RUNS[method](part)
-        collect.run(sample.model_copy(update={"out": f"{root}/collect", "models": (part.out,), **seed}))
-        label.run(ask.model_copy(update={"out": f"{root}/label", "completions": f"{root}/collect", **seed}))
-        labels.append(f"{root}/label")
-        mixed = f"{root}/preferences.jsonl"
-        replay(labels, mixed, heldout={p.prompt.id for p in panel}, new=refresh.new, **seed)
-        versions.append(f"{root}/reward")
-        reward.run(fit.model_copy(update={"out": versions[-1], "preferences": mixed}))
-        told = Path(root) / "agreement.json"
-        if not told.exists():
-            agreement(versions, panel, fit.engine, told)
-        policy = policy.model_copy(
-            update={"policy": part.out, "reward": versions[-1], "watch": watch or versions[-2], **seed}
-        )
-    return RUNS[method](policy.model_copy(update={"steps": policy.steps - (parts - 1) * refresh.every}))
+def run_round(recipe: RecipeConfig, number: int) -> None:
+    """Round `number`, from 1: the stages in order, in rounds/NUMBER. From the second on seeds are others, those of the
+    reward model and of the evaluation aside, and comparisons are mixed with those of all rounds before. Then round.json
+    says what it came from, what it cost and what came of it."""
+    root = folder(recipe, number)
+    for stage in recipe.stages:
+        if stage == ONCE:
+            continue
+        _announce(recipe, f"rounds/{number}/{stage}")
+        config: Any = stage_config(recipe, stage, **inputs(recipe, stage, number))
+        if number > 1 and stage not in ("reward", "evaluate", "evaluate_reward"):
+            config = config.model_copy(update={"seed": derived_seed(config.seed, "round", number)})
+        if stage == "label":
+            label.run(config, wait=False)
+        else:
+            RUNS[stage](config)
+        if number > 1 and stage == "label":
+            _replay(recipe, number)
+        if number > 1 and stage == "reward" and "label" in recipe.stages and not Path(root, "agreement.json").exists():
+            versions = [f"{folder(recipe, earlier)}/reward" for earlier in range(1, number + 1)]
+            agreement(versions, _panel(recipe), config.engine, Path(root, "agreement.json"))
+    write_atomic(Path(root, "round.json"), json.dumps(round_figures(Path(root)), indent=2, allow_nan=False) + "\n")
 
 
-def inputs(recipe: RecipeConfig, stage: str) -> dict[str, Any]:
-    """Where a stage finds its predecessors' results: folders under runs/NAME."""
+def folder(recipe: RecipeConfig, number: int = 0) -> str:
+    """A run's folder, or that of one of its rounds."""
+    return f"runs/{recipe.name}" + (f"/rounds/{number}" if number else "")
 
-    def of(name: str) -> str:
-        return f"runs/{recipe.name}/{name}"
 
-    start = of("sft") if "sft" in recipe.stages else recipe.model
-    answers = of("collect") if "collect" in recipe.stages else ""
+def inputs(recipe: RecipeConfig, stage: str, number: int = 0) -> dict[str, Any]:
+    """Where a stage finds its predecessors' results, and its own folder: with `number` those of a round. A policy comes
+    from the stage before that trained one, in the first of a round from the round before; it is the reference too."""
+    before = recipe.stages[: recipe.stages.index(stage)] if stage in recipe.stages else ()
+
+    def of(name: str, place: int = number) -> str:
+        return f"{folder(recipe, 0 if name == ONCE else place)}/{name}"
+
+    start = of(ONCE) if ONCE in recipe.stages else recipe.model
+    entry = of(trained(recipe), number - 1) if number > 1 else start
+    policy = next((of(name) for name in reversed(before) if name in TRAINED), entry)
+    preferences = f"{folder(recipe, number)}/preferences.jsonl" if number > 1 else of("label")
+    rollouts = {
+        "policy": policy,
+        "reward": of("reward"),
+        "baseline": of("collect") if "collect" in before else "",
+        "watch": of("reward", number - 1) if number > 1 and "reward" in recipe.stages else "",
+    }
     found: dict[str, dict[str, Any]] = {
         "sft": {},
-        "collect": {"models": (start,)},
+        "collect": {"models": (policy,)},
         "label": {"completions": of("collect")},
-        "reward": {"model": start, "preferences": of("label")},
-        "ppo": {"policy": start, "reward": of("reward"), "baseline": answers},
-        "group": {"policy": start, "reward": of("reward"), "baseline": answers},
-        "direct": {"policy": start, "preferences": of("label")},
+        "reward": {"model": start, "preferences": preferences},
+        "rejection": {
+            "policy": policy,
+            "reward": of("reward"),
+            "earlier": tuple(of("rejection", earlier) for earlier in range(1, number)),
+        },
+        "ppo": rollouts,
+        "group": rollouts,
+        "direct": {"policy": policy, "preferences": preferences},
+        "online": rollouts | {"reward": "" if recipe.online.get("panel") else of("reward")},
         "evaluate": {
             "policy": of(trained(recipe)),
             "baselines": (start, recipe.model) if start != recipe.model else (start,),
         },
-        "evaluate_reward": {"reward": of("reward"), "preferences": of("label")},
+        "evaluate_reward": {"reward": of("reward"), "preferences": preferences},
     }
-    return found[stage]
+    return {"out": of(stage)} | found[stage]
 
 
 def trained(recipe: RecipeConfig) -> str:
     """The last stage of the recipe that trains a policy on preferences."""
-    return next((name for name in reversed(recipe.stages) if name in ("ppo", "group", "direct")), "ppo")
+    return next((name for name in reversed(recipe.stages) if name in TRAINED), "ppo")
+
+
+def _replay(recipe: RecipeConfig, number: int) -> None:
+    labels = [f"{folder(recipe, earlier)}/label" for earlier in range(1, number + 1)]
+    mixed = f"{folder(recipe, number)}/preferences.jsonl"
+    seed = derived_seed(recipe.seed, "replay", number)
+    counts = replay(labels, mixed, heldout={p.prompt.id for p in _panel(recipe)}, new=recipe.new_labels, seed=seed)
+    write_atomic(Path(folder(recipe, number), "comparisons.json"), json.dumps(counts) + "\n")
+
+
+def _panel(recipe: RecipeConfig) -> list[Preference]:
+    """The comparisons of the first round of which no round learns."""
+    fit: Any = stage_config(recipe, "reward" if "reward" in recipe.stages else "direct")
+    return split(load_preferences(f"{folder(recipe, 1)}/label"), fit.heldout, derived_seed(fit.seed, "heldout"))[1]
 
 
 def control_stages(recipe: RecipeConfig) -> tuple[str, ...]:
     """The stages that the negative control repeats: from the one that learns the labels on."""
-    method = trained(recipe)
-    return (method, "evaluate") if method == "direct" else ("reward", method, "evaluate")
+    methods = tuple(name for name in recipe.stages if name in TRAINED) or (trained(recipe),)
+    return (*(() if set(methods) == {"direct"} else ("reward",)), *methods, "evaluate")
 
 
 def run_control(recipe: RecipeConfig, stage: str) -> Mapping[str, Any]:
@@ -132,10 +177,14 @@ def run_control(recipe: RecipeConfig, stage: str) -> Mapping[str, Any]:
     config: Any = stage_config(recipe, stage, **inputs(recipe, stage))
     control = f"runs/{recipe.name}/control"
     changed: dict[str, Any] = {"out": f"{control}/{stage}"}
-    if stage == control_stages(recipe)[0]:
+    repeated = control_stages(recipe)
+    before = [name for name in repeated[: repeated.index(stage)] if name in TRAINED]
+    if before:
+        changed["policy"] = f"{control}/{before[-1]}"
+    if stage in ("reward", "direct"):
         changed["shuffle_labels"] = True
     elif stage == "evaluate":
-        changed |= {"policy": f"{control}/{trained(recipe)}", "baselines": config.baselines[:1]}
+        changed["baselines"] = config.baselines[:1]
     else:
         changed["reward"] = f"{control}/reward"
     return RUNS[stage](config.model_copy(update=changed))

@@ -19,11 +19,11 @@ from pathlib import Path
 import numpy as np
 
 from prefloop.configs.pipeline import STAGES
-from prefloop.run import occupied
+from prefloop.run import newest, occupied
 from prefloop.store.campaigns import MissingError
 from prefloop.types import Json
 
-ONLINE = ("ppo", "group")
+ONLINE = ("ppo", "group", "online")
 MOST_POINTS = 500
 _LONGEST_LINE = 65536  # of metrics.jsonl, in bytes
 _WINDOW = 5  # steps of a running mean, at least
@@ -103,11 +103,13 @@ def _folders(workspace: Path) -> dict[str, Path]:
 
 
 def _read_run(path: Path) -> RunFolder:
-    planned = _object(path / "recipe.json").get("stages") or []
+    recipe = _object(path / "recipe.json")
+    planned = recipe.get("stages") or []
     names = [name for name in STAGES if name in planned or (path / name / "run.json").is_file()]
-    stages = {name: _read_stage(path / name, name) for name in names}
+    more = recipe.get("rounds") and not (path / "rounds" / str(recipe["rounds"]) / "round.json").is_file()
+    stages = {name: _read_stage(newest(path, name), name) for name in names}
     states = {stage.state for stage in stages.values()}
-    state = "running" if "running" in states else "finished" if states == {"finished"} else "interrupted"
+    state = "running" if "running" in states else "finished" if states == {"finished"} and not more else "interrupted"
     ages = [stage.age for stage in stages.values() if stage.age is not None]
     return RunFolder(name=path.name, path=path, state=state, age=min(ages, default=None), stages=stages)
 

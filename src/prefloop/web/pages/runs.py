@@ -46,9 +46,16 @@ _ACCURACY = (
     Line("accuracy/train", "Accuracy on the batch in training", 0, "share", 0.5),
     Line("loss/train", "Loss", 1),
 )
+_REJECTION = (
+    Line("reward/best", "Best of n, by prompts", 0),
+    Line("reward/median", "Median of n", 0),
+    Line("loss/train", "Fine-tuning loss", 1),
+)
 CHARTS: Mapping[str, Mapping[str, Sequence[Line]]] = {
     "ppo": _ROLLOUTS,
     "group": _ROLLOUTS,
+    "online": _ROLLOUTS,
+    "rejection": {"Rejection sampling": _REJECTION},
     "direct": {"Direct preference": _ACCURACY},
     "reward": {"Reward model": _ACCURACY},
     "sft": {"Fine-tuning": (Line("loss/train", "Loss", 0),)},
@@ -61,6 +68,8 @@ _FIGURES = {
     "reward": ("held-out accuracy", "accuracy"),
     "ppo": ("KL over the last third", "kl_last_third"),
     "group": ("KL over the last third", "kl_last_third"),
+    "online": ("KL over the last third", "kl_last_third"),
+    "rejection": ("best less median", "max_minus_median"),
     "direct": ("held-out accuracy", "accuracy"),
     "evaluate": ("preferred to the start in", "win_rate"),
 }
