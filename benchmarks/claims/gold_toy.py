@@ -1,4 +1,4 @@
-"""A toy whose gold reward is known, for T13 and T14: answers are points, reward models small networks on gold labels.
+"""A toy whose gold reward is known, for T13, T14 and distribution_shift: answers are points, reward models small networks on gold labels.
 
 An answer is a point x of N(0, I_16), of norm 3.9 on average. Gold is a random two-layer network less
 cost * relu(|x| - near)^2, with mean 0 and std 1 over answers. A reward model is a network with 32 hidden units, fitted
@@ -49,26 +49,34 @@ class World:
         sides = torch.randn(2, pairs, WIDTH, generator=draw)
         gold = self.score(sides)
         flipped = torch.rand(pairs, generator=draw) < flips
-        target = ((gold[0] > gold[1]) ^ flipped).float().expand(count, pairs).reshape(-1)
-        weights = [
-            (torch.randn(count, WIDTH, HIDDEN, generator=draw) / math.sqrt(WIDTH)).requires_grad_(),
-            torch.zeros(count, 1, HIDDEN).requires_grad_(),
-            (torch.randn(count, HIDDEN, 1, generator=draw) / math.sqrt(HIDDEN)).requires_grad_(),
-        ]
-        optimizer = torch.optim.Adam(weights, lr=LR)
-        ones, zeros = torch.ones_like(target), torch.zeros_like(target)
-        for _ in range(STEPS):
-            first, second = (_network(weights, side).reshape(-1) for side in sides)
-            loss = bradley_terry(first, second, target=target, margin=zeros, weight=ones) / pairs
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+        weights = fit(sides, ((gold[0] > gold[1]) ^ flipped).float(), count, draw)
         with torch.no_grad():
-            raw = torch.cat([_network(weights, part) for part in self.answers.split(8192)], dim=1).double().numpy()
+            raw = torch.cat([network(weights, part) for part in self.answers.split(8192)], dim=1).double().numpy()
         return np.asarray((raw - raw.mean(axis=1, keepdims=True)) / raw.std(axis=1, keepdims=True))
 
 
-def _network(weights: list[Tensor], points: Tensor) -> Tensor:
+def fit(sides: Tensor, target: Tensor, count: int, draw: torch.Generator) -> list[Tensor]:
+    """Weights of `count` networks that `draw` starts, fitted to pairs: sides [2, N, 16], target [N] 1 where the first is
+    better."""
+    pairs = len(target)
+    weights = [
+        (torch.randn(count, WIDTH, HIDDEN, generator=draw) / math.sqrt(WIDTH)).requires_grad_(),
+        torch.zeros(count, 1, HIDDEN).requires_grad_(),
+        (torch.randn(count, HIDDEN, 1, generator=draw) / math.sqrt(HIDDEN)).requires_grad_(),
+    ]
+    wanted = target.expand(count, pairs).reshape(-1)
+    optimizer = torch.optim.Adam(weights, lr=LR)
+    ones, zeros = torch.ones_like(wanted), torch.zeros_like(wanted)
+    for _ in range(STEPS):
+        first, second = (network(weights, side).reshape(-1) for side in sides)
+        loss = bradley_terry(first, second, target=wanted, margin=zeros, weight=ones) / pairs
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return weights
+
+
+def network(weights: list[Tensor], points: Tensor) -> Tensor:
     """[M, N] outputs of M networks at points [N, 16]."""
     inner, bias, outer = weights
     return (torch.tanh(points @ inner + bias) @ outer).squeeze(-1)

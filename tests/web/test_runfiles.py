@@ -234,3 +234,20 @@ def test_damaged_files_leave_a_run_readable(tmp_path: Path) -> None:
     found = find(tmp_path, "try")
     assert found.stages["ppo"].step == 0 and series(found.stages["ppo"], ["reward/score"], -1) == {"reward/score": []}
     assert runfiles.find_all(tmp_path)[0].name == "try"
+
+
+def test_of_a_run_in_rounds_the_newest_that_began_a_stage_is_shown(tmp_path: Path) -> None:
+    root = tmp_path / "runs" / "try"
+    root.mkdir(parents=True)
+    (root / "recipe.json").write_text(json.dumps({"stages": ["ppo"], "rounds": 10}))
+    assert find(tmp_path, "try").stages["ppo"].state == "to do"
+    for number in (1, 2, 10):
+        with ppo(tmp_path, f"try/rounds/{number}") as run:
+            run.log(0, {"reward/score": float(number)})
+            run.finish({"checkpoint": ""})
+        found = find(tmp_path, "try")
+        assert found.stages["ppo"].path == root / "rounds" / str(number) / "ppo"
+        assert found.state == "interrupted"  # between rounds
+        assert series(found.stages["ppo"], ["reward/score"], -1) == {"reward/score": [(0, float(number))]}
+    (root / "rounds" / "10" / "round.json").write_text("{}")
+    assert find(tmp_path, "try").state == "finished"
