@@ -1,4 +1,5 @@
-"""A toy whose gold reward is known, for T13, T14 and distribution_shift: answers are points, reward models small networks on gold labels.
+"""A toy whose gold reward is known, for T13, T14 and distribution_shift: answers are points, reward models small
+networks on gold labels.
 
 An answer is a point x of N(0, I_16), of norm 3.9 on average. Gold is a random two-layer network less
 cost * relu(|x| - near)^2, with mean 0 and std 1 over answers. A reward model is a network with 32 hidden units, fitted
@@ -55,9 +56,11 @@ class World:
         return np.asarray((raw - raw.mean(axis=1, keepdims=True)) / raw.std(axis=1, keepdims=True))
 
 
-def fit(sides: Tensor, target: Tensor, count: int, draw: torch.Generator) -> list[Tensor]:
-    """Weights of `count` networks that `draw` starts, fitted to pairs: sides [2, N, 16], target [N] 1 where the first is
-    better."""
+def fit(
+    sides: Tensor, target: Tensor, count: int, draw: torch.Generator, *, steps: int = STEPS, lr: float = LR
+) -> list[Tensor]:
+    """Weights of `count` networks that `draw` starts, fitted to pairs: sides [2, N, 16], target [N], 1 where the first
+    is better."""
     pairs = len(target)
     weights = [
         (torch.randn(count, WIDTH, HIDDEN, generator=draw) / math.sqrt(WIDTH)).requires_grad_(),
@@ -65,9 +68,9 @@ def fit(sides: Tensor, target: Tensor, count: int, draw: torch.Generator) -> lis
         (torch.randn(count, HIDDEN, 1, generator=draw) / math.sqrt(HIDDEN)).requires_grad_(),
     ]
     wanted = target.expand(count, pairs).reshape(-1)
-    optimizer = torch.optim.Adam(weights, lr=LR)
+    optimizer = torch.optim.Adam(weights, lr=lr)
     ones, zeros = torch.ones_like(wanted), torch.zeros_like(wanted)
-    for _ in range(STEPS):
+    for _ in range(steps):
         first, second = (network(weights, side).reshape(-1) for side in sides)
         loss = bradley_terry(first, second, target=wanted, margin=zeros, weight=ones) / pairs
         optimizer.zero_grad()

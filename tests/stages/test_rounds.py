@@ -283,3 +283,13 @@ def test_what_cannot_go_round_is_said(toml: str, said: str) -> None:
 def test_one_stage_of_a_round_is_not_run_alone() -> None:
     with pytest.raises(PrefloopError, match="A recipe with rounds is run as a whole"):
         pipeline.run_stage(recipe(), "ppo")
+
+
+@pytest.mark.parametrize("name", ["llama2", "hh-online"])
+def test_recipes_of_systems_load_with_the_models_that_they_name(name: str) -> None:
+    made = load_recipe(Path(__file__).parents[2] / "recipes" / f"{name}.toml")
+    filled = {stage: pipeline.inputs(made, stage, 2) for stage in made.stages if stage != "sft"}
+    assert made.rounds == 3 and filled["collect"]["models"] == (f"runs/{name}/rounds/1/ppo",)
+    assert filled["evaluate"]["baselines"] == (f"runs/{name}/sft", made.model)
+    before = {"llama2": "rounds/2/rejection", "hh-online": "rounds/1/ppo"}[name]
+    assert filled["ppo"]["policy"] == f"runs/{name}/{before}"
