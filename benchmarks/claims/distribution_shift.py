@@ -119,7 +119,7 @@ def verdict(per_seed: Sequence[Mapping[str, Any]], minutes: float) -> dict[str, 
         "claim": CLAIM,
         "source": SOURCE,
         "threshold": f"gold ends more than {TURN} stds below its best round in >= {OF_SEEDS:.0%} of seeds when frozen "
-        f"while the score rises, and in at most {1 - OF_SEEDS:.0%} when refreshed, which ends higher in every seed; with "
+        f"while the score rises, and in at most {1 - OF_SEEDS:.0%} when refreshed, which ends higher in every seed; by "
         f"shuffled labels it ends more than {TURN} lower (median)",
         "per_seed": per_seed,
         "turned_over": {arm: share(arm, True) for arm in ARMS},
