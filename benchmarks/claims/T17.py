@@ -114,6 +114,7 @@ def draw(answer: Mapping[str, Any]) -> Figure:
     left.set_title("True reward of the fine-tuned policy, stds of the start", loc="left", fontsize=10)
     right.set_title("What selection can gain: max less median, stds", loc="left", fontsize=10)
     right.set_xscale("log", base=2)
+    right.set_xticks(NS, [str(n) for n in NS])
     right.set_xlabel("answers per prompt")
     for axes in (left, right):
         axes.grid(alpha=0.3)
