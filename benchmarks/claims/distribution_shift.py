@@ -25,10 +25,10 @@ from torch import Tensor
 matplotlib.use("Agg")
 CLAIM = "Over four rounds gold turns over with a frozen reward model and not with refreshed ones of as many labels."
 SOURCE = "Bai et al. 2022 (arXiv 2204.05862), section 4.5; Gao et al. 2022 (arXiv 2210.10760)"
-TURN = 0.2  # stds of gold below the best round that are a turn-over
+TURN = 0.3  # stds of gold below the best round that are a turn-over
 OF_SEEDS = 0.8
 ROUNDS, PAIRS = 4, 1000
-NEAR, COST, LEASH = 4.8, 1.0, 0.5
+NEAR, COST, LEASH = 4.7, 1.0, 0.6
 CLIMB_STEPS, CLIMB_LR, DRAWS = 60, 0.1, 512
 ARMS = ("frozen", "refreshed", "shuffled")
 Pairs = tuple[Tensor, Tensor]
