@@ -419,24 +419,25 @@ def large_tree(first_turn: bool) -> Tree:
     return Tree(id="large", nodes=nodes, pairs=pairs, rankings=rankings)
 
 
-LARGE: list[tuple[str, dict[str, float]]] = [
+LARGE: list[tuple[str, dict[str, Any]]] = [
     ("sft", {}),
     ("bradley_terry", {"label_smoothing": 0.1, "centre": 0.01}),
     ("bradley_terry", {"floor": 0.1}),
     ("plackett_luce", {"centre": 0.01}),
     ("dpo", {"beta": 0.1}),
     ("ppo", {"clip": 0.2, "value_clip": 0.2, "value_coef": 0.5}),
-    ("grpo", {"clip": 0.2, "kl_coef": 0.1}),
-    ("rloo", {"clip": 0.2}),
+    ("group", {"clip": 0.2, "kl_coef": 0.1}),
+    ("group", {"clip": 0.2, "ratio": "sequence"}),
+    ("group", {"clip": 0.2, "ratio": "geometric", "mean": "token", "surrogate": "weighted"}),
 ]
 
 
-@pytest.mark.parametrize(("loss", "params"), LARGE, ids=[name for name, _ in LARGE])
+@pytest.mark.parametrize(("loss", "params"), LARGE, ids=[f"{name}-{i}" for i, (name, _) in enumerate(LARGE)])
 @pytest.mark.parametrize("budget", [45, 60])
 def test_a_tree_over_the_budget_is_cut_by_branches_with_the_same_gradients(
-    loss: str, params: dict[str, float], budget: int
+    loss: str, params: dict[str, Any], budget: int
 ) -> None:
-    trees = [large_tree(loss not in ("grpo", "rloo")), *make_pairs()]
+    trees = [large_tree(loss != "group"), *make_pairs()]
     found = []
     for tokens in (1000, budget):
         engine = ENGINE.model_copy(update={"token_budget": tokens})
@@ -478,8 +479,7 @@ def test_a_branch_over_the_budget_says_so() -> None:
         learner.forward_backward([large_tree(first_turn=True)], "sft", {})
 
 
-@pytest.mark.parametrize("params", [{"clip": 0.2, "kl_coef": 0.0}, {"clip": 0.2}], ids=["grpo", "rloo"])
-def test_group_methods_refuse_turns_that_answers_share(params: dict[str, float]) -> None:
+def test_group_methods_refuse_turns_that_answers_share() -> None:
     learner = build_learner(loaded(), ENGINE.model_copy(update={"token_budget": 200}), OPTIM)
     with pytest.raises(PrefloopError, match="read answers only"):
-        learner.forward_backward([large_tree(first_turn=True)], "grpo" if "kl_coef" in params else "rloo", params)
+        learner.forward_backward([large_tree(first_turn=True)], "group", {"clip": 0.2})

@@ -7,6 +7,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from prefloop.engine.verbs import Read
 from prefloop.ops import losses
 from prefloop.ops.kl import k3
 from prefloop.ops.masking import masked_sum
+from prefloop.ops.off_policy import importance_weights, not_too_far
 from prefloop.types import PrefloopError
 
 
@@ -172,39 +174,72 @@ def ppo(
     return LossOut((policy.loss + value_coef * value.loss) / count, metrics)
 
 
-def grpo(
-    out: Outputs, forest: Forest, totals: Totals, *, clip: float, kl_coef: float, importance_cap: float | None = None
+def group(
+    out: Outputs,
+    forest: Forest,
+    totals: Totals,
+    *,
+    clip: float,
+    clip_high: float | None = None,
+    ratio: str = "token",
+    surrogate: str = "clipped",
+    mean: str = "response",
+    longest: int = 0,
+    kl_coef: float = 0.0,
+    correction: Mapping[str, Any] | None = None,
 ) -> LossOut:
-    """Clipped policy loss and kl_coef times k3 to the reference, means over each response's tokens, then over responses
-    (Shao et al. 2024, arXiv 2402.03300, eq. 3). Without the field old_logprobs the ratio is 1: one update a rollout."""
+    """Policy loss of the group methods (docs/methods/group.md says which takes what), by default GRPO's (Shao et al.
+    2024, arXiv 2402.03300, eq. 3), and kl_coef times k3 to the reference.
+
+    `ratio` pi / pi_old: of each "token"; one a "sequence", the product (RLOO: Ahmadian et al. 2024, arXiv 2402.14740);
+    or "geometric", its |y|-th root (GSPO: Zheng et al. 2025, arXiv 2507.18071, eq. 7). `surrogate`: "clipped" or
+    "weighted", see ops.losses. `mean` over tokens of each "response", then over responses; over all "token"s (DAPO);
+    "constant", the sum over responses times `longest` (Dr. GRPO). `correction`: see _corrected. Without the field
+    old_logprobs the ratio is 1: one update a rollout.
+    """
     logprobs, mask = out.need("logprobs"), forest.field("weight")
-    share = mask / _lengths(forest)[forest.branch_of] / totals.branches
-    importance = _importance(logprobs, forest, importance_cap)
-    advantages = forest.field("advantages") * importance
-    policy = losses.ppo_policy(logprobs, _old(logprobs, forest), advantages, share, clip=clip)
+    lengths = _lengths(forest)[forest.branch_of]
+    tokens, constant = max(totals.tokens, 1e-9), float(totals.branches * longest)
+    share = mask / {"response": lengths * totals.branches, "token": mask.new_tensor(tokens)}.get(mean, constant)
+    log_ratio = logprobs - _old(logprobs, forest)
+    if ratio != "token":
+        log_ratio = forest.per_branch(log_ratio)[forest.branch_of] / (lengths if ratio == "geometric" else 1)
+    advantages, weights = _corrected(forest.field("advantages"), logprobs, forest, correction)
+    if surrogate == "weighted":
+        high = clip if clip_high is None else clip_high
+        policy = losses.weighted_policy(logprobs, log_ratio, advantages, share, clip=clip, clip_high=high)
+    else:
+        zeros = torch.zeros_like(log_ratio)
+        policy = losses.ppo_policy(log_ratio, zeros, advantages, share, clip=clip, clip_high=clip_high)
     loss = policy.loss
     if kl_coef:
         loss = loss + kl_coef * masked_sum(k3(logprobs, forest.field("reference_logprobs")), share)
-    metrics = _policy_metrics(policy, 1.0) | _gap(logprobs, forest, totals)
-    if importance_cap is not None:
-        metrics["sampler/importance"] = masked_sum(importance, share)
-    return LossOut(loss, metrics)
+    whole = tokens / constant if mean == "constant" else 1.0  # what the shares add up to
+    metrics = _policy_metrics(policy, whole) | {"policy/loss": policy.loss.detach()}
+    if weights is not None:
+        metrics["sampler/importance"] = masked_sum(weights, share) / whole
+    return LossOut(loss, metrics | _gap(logprobs, forest, totals))
 
 
-def rloo(out: Outputs, forest: Forest, totals: Totals, *, clip: float, importance_cap: float | None = None) -> LossOut:
-    """Clipped policy loss with one ratio a response, the mean over responses (Ahmadian et al. 2024, arXiv 2402.14740,
-    eq. 7, whose one update a rollout has no ratio). The leash is in the advantages."""
-    logprobs, mask = out.need("logprobs"), forest.field("weight")
-    lengths = _lengths(forest)
-    advantages = forest.per_branch(forest.field("advantages") * mask) / lengths.clamp(min=1e-9)
-    log_ratio = forest.per_branch(logprobs - _old(logprobs, forest))
-    live = lengths > 0
-    importance = _importance(logprobs, forest, importance_cap, whole=True)
-    policy = losses.ppo_policy(log_ratio, torch.zeros_like(log_ratio), advantages * importance, live, clip=clip)
-    metrics = _policy_metrics(policy, totals.branches) | _gap(logprobs, forest, totals)
-    if importance_cap is not None:
-        metrics["sampler/importance"] = masked_sum(importance, live) / totals.branches
-    return LossOut(policy.loss / totals.branches, metrics)
+def _corrected(
+    advantages: Tensor, logprobs: Tensor, forest: Forest, correction: Mapping[str, Any] | None
+) -> tuple[Tensor, Tensor | None]:
+    """Advantages times the weights of what another policy sampled (ops.off_policy), by the keys of CorrectionConfig;
+    and these weights [R].
+
+    A weight is pi_old / mu of a token, or of a whole answer; whether an answer is too far is asked of pi itself."""
+    if correction is None:
+        return advantages, None
+    sampled = forest.field("sampled_logprobs")
+    apart = _old(logprobs, forest) - sampled
+    if correction["level"] == "sequence":
+        apart = forest.per_branch(apart)[forest.branch_of]
+    weights = importance_weights(apart, beyond=correction["beyond"], low=correction["low"], high=correction["high"])
+    if correction["drop_above"] is not None:
+        lengths = _lengths(forest).clamp(min=1e-9)
+        far, signs = forest.per_branch(logprobs - sampled) / lengths, forest.per_branch(advantages)
+        weights = weights * not_too_far(far, signs, limit=correction["drop_above"])[forest.branch_of]
+    return advantages * weights, weights
 
 
 def _lengths(forest: Forest) -> Tensor:
@@ -218,14 +253,13 @@ def _old(logprobs: Tensor, forest: Forest) -> Tensor:
     return forest.fields.get("old_logprobs", logprobs.detach())
 
 
-def _importance(logprobs: Tensor, forest: Forest, cap: float | None, *, whole: bool = False) -> Tensor:
-    """min(pi_old(y) / pi_sampler(y), cap) of each token [R], or of each `whole` answer [B]: what a gradient is
-    multiplied by when the sampler's probabilities are not the learner's (Yao et al. 2025, truncated importance
-    sampling). 1 without a cap."""
+def _importance(logprobs: Tensor, forest: Forest, cap: float | None) -> Tensor:
+    """min(pi_old(y) / pi_sampler(y), cap) of each token [R]: what a gradient is multiplied by when the sampler's
+    probabilities are not the learner's (Yao et al. 2025, truncated importance sampling). 1 without a cap."""
     if cap is None:
         return logprobs.new_ones(())
-    apart = (_old(logprobs, forest) - forest.field("sampled_logprobs")).detach()
-    return (forest.per_branch(apart) if whole else apart).exp().clamp(max=cap)
+    apart = _old(logprobs, forest) - forest.field("sampled_logprobs")
+    return importance_weights(apart, beyond="truncate", high=cap)
 
 
 def _policy_metrics(policy: losses.PolicyLoss, count: float) -> dict[str, Tensor]:
@@ -239,7 +273,7 @@ def _policy_metrics(policy: losses.PolicyLoss, count: float) -> dict[str, Tensor
 
 def _gap(logprobs: Tensor, forest: Forest, totals: Totals) -> dict[str, Tensor]:
     apart = (logprobs.detach() - forest.field("sampled_logprobs")).abs()
-    return {"sampler/logprob_gap": masked_sum(apart, forest.field("weight")) / totals.tokens}
+    return {"sampler/logprob_gap": masked_sum(apart, forest.field("weight")) / max(totals.tokens, 1e-9)}
 
 
 LOSSES: dict[str, tuple[LossFn, frozenset[Read]]] = {
@@ -248,8 +282,7 @@ LOSSES: dict[str, tuple[LossFn, frozenset[Read]]] = {
     "plackett_luce": (plackett_luce, frozenset({"scores"})),
     "process": (process, frozenset({"steps"})),
     "dpo": (dpo, frozenset({"logprobs"})),
-    "grpo": (grpo, frozenset({"logprobs"})),
-    "rloo": (rloo, frozenset({"logprobs"})),
+    "group": (group, frozenset({"logprobs"})),
     "ppo": (ppo, frozenset({"logprobs", "values"})),
 }
 
