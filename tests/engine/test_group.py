@@ -77,7 +77,7 @@ def test_dr_grpo_times_g_over_g_less_1_is_rloo(lengths: Sequence[Sequence[int]])
 
 
 def test_of_equal_lengths_dapo_and_gspo_are_grpo_and_dr_grpo_is_it_up_to_a_constant() -> None:
-    """With one update a rollout and the same advantages: what tells the methods apart is lengths that differ, or clips."""
+    """With one update a rollout and the same advantages: what tells the methods apart is lengths and clips."""
     advantages = compared("grpo")
     grpo = gradient(*batch(advantages, EQUAL), **by("grpo"))
     for method, scale in (("dapo", 1.0), ("gspo", 1.0), ("cispo", 1.0), ("reinforce++", 1.0), ("dr-grpo", 4 / 10)):
