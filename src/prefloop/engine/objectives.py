@@ -14,20 +14,22 @@ from torch import Tensor
 from prefloop.data.forest import Forest, Totals
 from prefloop.engine.verbs import Read
 from prefloop.ops import losses
-from prefloop.ops.kl import k3
+from prefloop.ops.kl import k2, k3
 from prefloop.ops.masking import masked_sum
 from prefloop.types import PrefloopError
 
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """What the model said of a forest: log-probs, entropy, values, steps [R], scores [B]; only what was asked for."""
+    """What the model said of a forest: log-probs, entropy, values, steps, exact KL to a reference [R], scores [B];
+    only what was asked for."""
 
     logprobs: Tensor | None = None
     entropy: Tensor | None = None
     values: Tensor | None = None
     scores: Tensor | None = None
     steps: Tensor | None = None
+    exact_kl: Tensor | None = None
 
     def need(self, name: Read) -> Tensor:
         value: Tensor | None = getattr(self, name)
@@ -47,10 +49,10 @@ class LossOut:
 LossFn = Callable[..., LossOut]
 
 
-def sft(out: Outputs, forest: Forest, totals: Totals) -> LossOut:
-    """Mean negative log-likelihood of the demonstrated tokens."""
+def sft(out: Outputs, forest: Forest, totals: Totals, *, coef: float = 1.0) -> LossOut:
+    """coef times the mean negative log-likelihood of the demonstrated tokens, which is logged."""
     loss = losses.sft(out.need("logprobs"), forest.field("weight")) / totals.tokens
-    return LossOut(loss, {"loss/train": loss.detach()})
+    return LossOut(coef * loss, {"loss/train": loss.detach()})
 
 
 def bradley_terry(
@@ -150,33 +152,83 @@ def ppo(
     clip: float,
     value_clip: float,
     value_coef: float,
+    kl_form: str | None = None,
+    kl_coef: float = 0.0,
     importance_cap: float | None = None,
 ) -> LossOut:
-    """Clipped policy and value losses, means over all response tokens (Schulman et al. 2017; Ziegler et al. 2019).
-    `importance_cap`: see _importance."""
+    """`ppo_policy` and value_coef times `value` of one model, which both read (Ziegler et al. 2019)."""
+    policy = ppo_policy(out, forest, totals, clip=clip, kl_form=kl_form, kl_coef=kl_coef, importance_cap=importance_cap)
+    values = value(out, forest, totals, value_clip=value_clip)
+    return LossOut(policy.loss + value_coef * values.loss, {**policy.metrics, **values.metrics})
+
+
+def ppo_policy(
+    out: Outputs,
+    forest: Forest,
+    totals: Totals,
+    *,
+    clip: float,
+    kl_form: str | None = None,
+    kl_coef: float = 0.0,
+    importance_cap: float | None = None,
+) -> LossOut:
+    """Clipped policy loss, the mean over all response tokens (Schulman et al. 2017), and where a form is given kl_coef
+    times the leash (see leash). `importance_cap`: see _importance."""
     mask, logprobs = forest.field("weight"), out.need("logprobs")
     importance = _importance(logprobs, forest, importance_cap)
     policy = losses.ppo_policy(
         logprobs, forest.field("old_logprobs"), forest.field("advantages") * importance, mask, clip=clip
     )
-    value = losses.ppo_value(
-        out.need("values"), forest.field("old_values"), forest.field("returns"), mask, clip=value_clip
-    )
-    count = totals.tokens
-    metrics = _policy_metrics(policy, count) | {
-        "value/loss": value.loss.detach() / count,
-        "value/clip_fraction": value.clip_fraction.detach() / count,
-    }
+    loss = policy.loss / totals.tokens
+    if kl_form is not None:
+        loss = loss + kl_coef * leash(out, forest, mask / totals.tokens, kl_form)
+    metrics = _policy_metrics(policy, totals.tokens)
     if importance_cap is not None:
-        metrics["sampler/importance"] = masked_sum(importance, mask) / count
-    return LossOut((policy.loss + value_coef * value.loss) / count, metrics)
+        metrics["sampler/importance"] = masked_sum(importance, mask) / totals.tokens
+    return LossOut(loss, metrics)
+
+
+def value(out: Outputs, forest: Forest, totals: Totals, *, value_clip: float) -> LossOut:
+    """Clipped value loss, the mean over all response tokens: a critic's own (Stiennon et al. 2020)."""
+    found = losses.ppo_value(
+        out.need("values"),
+        forest.field("old_values"),
+        forest.field("returns"),
+        forest.field("weight"),
+        clip=value_clip,
+    )
+    metrics = {"value/loss": found.loss.detach(), "value/clip_fraction": found.clip_fraction.detach()}
+    return LossOut(found.loss / totals.tokens, {name: sums / totals.tokens for name, sums in metrics.items()})
+
+
+def leash(out: Outputs, forest: Forest, share: Tensor, form: str) -> Tensor:
+    """KL to the reference as a loss, weighted by `share` [R] as the policy loss is; `form` is that of KLConfig.
+
+    k2 pulls towards the KL(pi || ref) of each token, k3 towards KL(ref || pi), exact is the whole vocabulary's
+    KL(pi || ref) at each place; none of these sees what a token does to later ones. k2_response, k2 of the response's
+    summed log-ratio, has the gradient of KL(pi || ref) of whole responses, on-policy (ops/kl.py)."""
+    if form == "exact":
+        return masked_sum(out.need("exact_kl"), share)
+    logprobs, reference = out.need("logprobs"), forest.field("reference_logprobs")
+    if form == "k2_response":
+        read = forest.field("weight") != 0
+        sums = (forest.per_branch(torch.where(read, column, 0.0)) for column in (logprobs, reference))
+        return masked_sum(k2(*sums), forest.per_branch(share) / _lengths(forest).clamp(min=1e-9))
+    return masked_sum({"k2": k2, "k3": k3}[form](logprobs, reference), share)
 
 
 def grpo(
-    out: Outputs, forest: Forest, totals: Totals, *, clip: float, kl_coef: float, importance_cap: float | None = None
+    out: Outputs,
+    forest: Forest,
+    totals: Totals,
+    *,
+    clip: float,
+    kl_form: str = "k3",
+    kl_coef: float = 0.0,
+    importance_cap: float | None = None,
 ) -> LossOut:
-    """Clipped policy loss and kl_coef times k3 to the reference, means over each response's tokens, then over responses
-    (Shao et al. 2024, arXiv 2402.03300, eq. 3). Without the field old_logprobs the ratio is 1: one update a rollout."""
+    """Clipped policy loss and kl_coef times the leash, means over each response's tokens, then over responses (Shao et
+    al. 2024, arXiv 2402.03300, eq. 3). Without the field old_logprobs the ratio is 1: one update a rollout."""
     logprobs, mask = out.need("logprobs"), forest.field("weight")
     share = mask / _lengths(forest)[forest.branch_of] / totals.branches
     importance = _importance(logprobs, forest, importance_cap)
@@ -184,16 +236,26 @@ def grpo(
     policy = losses.ppo_policy(logprobs, _old(logprobs, forest), advantages, share, clip=clip)
     loss = policy.loss
     if kl_coef:
-        loss = loss + kl_coef * masked_sum(k3(logprobs, forest.field("reference_logprobs")), share)
+        loss = loss + kl_coef * leash(out, forest, share, kl_form)
     metrics = _policy_metrics(policy, 1.0) | _gap(logprobs, forest, totals)
     if importance_cap is not None:
         metrics["sampler/importance"] = masked_sum(importance, share)
     return LossOut(loss, metrics)
 
 
-def rloo(out: Outputs, forest: Forest, totals: Totals, *, clip: float, importance_cap: float | None = None) -> LossOut:
+def rloo(
+    out: Outputs,
+    forest: Forest,
+    totals: Totals,
+    *,
+    clip: float,
+    kl_form: str | None = None,
+    kl_coef: float = 0.0,
+    importance_cap: float | None = None,
+) -> LossOut:
     """Clipped policy loss with one ratio a response, the mean over responses (Ahmadian et al. 2024, arXiv 2402.14740,
-    eq. 7, whose one update a rollout has no ratio). The leash is in the advantages."""
+    eq. 7, whose one update a rollout has no ratio). The leash is in the advantages, or where a form is given in the
+    loss."""
     logprobs, mask = out.need("logprobs"), forest.field("weight")
     lengths = _lengths(forest)
     advantages = forest.per_branch(forest.field("advantages") * mask) / lengths.clamp(min=1e-9)
@@ -204,7 +266,10 @@ def rloo(out: Outputs, forest: Forest, totals: Totals, *, clip: float, importanc
     metrics = _policy_metrics(policy, totals.branches) | _gap(logprobs, forest, totals)
     if importance_cap is not None:
         metrics["sampler/importance"] = masked_sum(importance, live) / totals.branches
-    return LossOut(policy.loss / totals.branches, metrics)
+    loss = policy.loss / totals.branches
+    if kl_form is not None:
+        loss = loss + kl_coef * leash(out, forest, mask / totals.branches, kl_form)
+    return LossOut(loss, metrics)
 
 
 def _lengths(forest: Forest) -> Tensor:
@@ -251,6 +316,8 @@ LOSSES: dict[str, tuple[LossFn, frozenset[Read]]] = {
     "grpo": (grpo, frozenset({"logprobs"})),
     "rloo": (rloo, frozenset({"logprobs"})),
     "ppo": (ppo, frozenset({"logprobs", "values"})),
+    "ppo_policy": (ppo_policy, frozenset({"logprobs"})),
+    "value": (value, frozenset({"values"})),
 }
 
 
