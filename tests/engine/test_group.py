@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefloop.configs.group import METHODS, GroupConfig
+from prefloop.configs.rollout import KLConfig
 from prefloop.data.forest import Totals, build_forest
 from prefloop.engine.objectives import LossOut, Outputs, group
 from prefloop.ops.advantages import group_advantages
@@ -166,6 +167,8 @@ def test_a_method_sets_only_what_is_not_given() -> None:
     assert GroupConfig.model_validate(dapo.model_dump()) == dapo
     assert GroupConfig.model_validate_json(dapo.model_dump_json(), strict=True) == dapo
     assert GroupConfig(out="run").correction is None
+    assert GroupConfig(out="run", method="rloo", kl=KLConfig(coef=0.2)).kl.form == "reward" != dapo.kl.form == "k3"
+    assert GroupConfig(out="run", method="rloo", kl=KLConfig(form="k2")).kl.form == "k2"
     for method, level in (("grpo", "token"), ("rloo", "sequence"), ("gspo", "sequence")):
         stale = GroupConfig(out="run", method=method, staleness=1)  # type: ignore[arg-type]
         assert stale.correction and stale.correction.level == level

@@ -16,16 +16,20 @@ from prefloop.engine.build import build_learner
 from prefloop.engine.cache import Reading, Store
 from prefloop.engine.decode import Decoder
 from prefloop.engine.objectives import (
+    LOSSES,
     LossOut,
     Outputs,
     bradley_terry,
     dpo,
     group,
+    leash,
     plackett_luce,
     ppo,
+    ppo_policy,
     process,
     resolve_loss,
     sft,
+    value,
 )
 from prefloop.models.heads import value_head
 from prefloop.models.load import LoadedModel
@@ -48,8 +52,10 @@ def test_losses_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         "plackett_luce": {"scores"},
         "process": {"steps"},
         "ppo": {"logprobs", "values"},
+        "value": {"values"},
     }
-    for name, reads in (known | {key: {"logprobs"} for key in ("sft", "dpo", "group")}).items():
+    plain = ("sft", "dpo", "group", "ppo_policy")
+    for name, reads in (known | {key: {"logprobs"} for key in plain}).items():
         assert resolve_loss(name)[1] == reads
     (tmp_path / "own_losses.py").write_text(
         "from prefloop.engine.objectives import LossOut\n"
@@ -73,7 +79,7 @@ def test_losses_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize("name", ["odpo", "", "nowhere_at_all:loss", "prefloop.ops.losses:nothing", "./x:y"])
 def test_an_unknown_loss_is_a_plain_error(name: str) -> None:
-    known = "sft, bradley_terry, plackett_luce, process, dpo, group, ppo"
+    known = ", ".join(LOSSES)
     with pytest.raises(PrefloopError, match=f"Unknown loss .*take one of {known} or 'module:function'"):
         resolve_loss(name)
 
@@ -371,3 +377,56 @@ def test_importance_takes_an_int8_samplers_gradient_to_the_policys(loss: str) ->
     corrected, uncorrected = gradient(theirs, 2.0), gradient(theirs, None)
     assert float((uncorrected - exact).norm() / exact.norm()) > 1e-3
     assert float((corrected - exact).norm()) < 1e-2 * float((uncorrected - exact).norm())
+
+
+def leashed() -> tuple[Tree, torch.Tensor]:
+    """Answers of two tokens and of one; log-ratios to the reference 0.5, -0.2 and 0.3."""
+    made = two_answers(reference_logprobs=((-1.5, -1.8), (-3.3,)), old_logprobs=((-1.0, -2.0), (-3.0,)))
+    return made, torch.tensor([-1.0, -2.0, -3.0], requires_grad=True)
+
+
+def test_each_form_of_the_leash_by_hand_and_its_gradient() -> None:
+    made, logprobs = leashed()
+    forest, share = build_forest([made]), torch.full((3,), 1 / 3)
+    wanted = {
+        "k2": ((0.25 + 0.04 + 0.09) / 6, [0.5 / 3, -0.2 / 3, 0.3 / 3]),
+        "k3": (
+            sum(math.exp(-d) - 1 + d for d in (0.5, -0.2, 0.3)) / 3,
+            [(1 - math.exp(-d)) / 3 for d in (0.5, -0.2, 0.3)],
+        ),
+        "k2_response": ((0.3**2 + 0.3**2) / 6, [0.3 / 3] * 3),
+    }
+    for form, (worth, slopes) in wanted.items():
+        found = leash(Outputs(logprobs=logprobs), forest, share, form)
+        assert float(found.detach()) == pytest.approx(worth, rel=1e-5), form
+        (grad,) = torch.autograd.grad(found, logprobs)
+        assert grad.tolist() == pytest.approx(slopes, rel=1e-4), form
+    exact = leash(Outputs(exact_kl=torch.tensor([0.3, 0.6, 0.9])), forest, share, "exact")
+    assert float(exact) == pytest.approx(0.6)
+
+
+def test_ppo_is_its_policy_loss_and_its_value_loss() -> None:
+    made = two_answers(
+        old_logprobs=((-1.2, -2.0), (-3.1,)),
+        reference_logprobs=((-1.0, -1.0), (-2.0,)),
+        old_values=((0.0, 0.0), (0.5,)),
+        returns=((1.0, 0.1), (0.2,)),
+    )
+    out = Outputs(logprobs=torch.tensor([-1.0, -2.0, -3.0]), values=torch.tensor([0.5, 0.1, 0.4]))
+    about: tuple[Any, ...] = (out, build_forest([made]), Totals.of([made]))
+    values = value(*about, value_clip=0.2)
+    # 1/2 max((0.5 - 1)^2, (0.2 - 1)^2), 0, and 1/2 (0.4 - 0.2)^2
+    assert float(values.loss) == pytest.approx((0.5 * 0.64 + 0 + 0.5 * 0.04) / 3)
+    assert float(values.metrics["value/clip_fraction"]) == pytest.approx(1 / 3)
+    policy = ppo_policy(*about, clip=0.2)
+    both = ppo(*about, clip=0.2, value_clip=0.2, value_coef=0.1)
+    assert float(both.loss) == pytest.approx(float(policy.loss) + 0.1 * float(values.loss))
+    assert both.metrics.keys() == policy.metrics.keys() | values.metrics.keys()
+    dearer = ppo_policy(*about, clip=0.2, kl_form="k2", kl_coef=0.5)
+    assert float(dearer.loss - policy.loss) == pytest.approx(0.5 * (0 + 1 + 1) / 6)
+
+
+def test_a_weighted_sft_loss_is_logged_without_its_weight() -> None:
+    made = tree(answer(4, 5))
+    out = sft(Outputs(logprobs=torch.tensor([-1.0, -3.0])), build_forest([made]), Totals.of([made]), coef=27.8)
+    assert float(out.loss) == pytest.approx(27.8 * 2) and float(out.metrics["loss/train"]) == 2

@@ -31,8 +31,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "dapo": {"mean": "token", "clip_high": 0.28, "kl": _FREE, "draws": 4, "overlong": 0.2},
     "gspo": {"ratio": "geometric", "clip": 3e-4, "clip_high": 4e-4, "kl": _FREE},
     "cispo": {"surrogate": "weighted", "mean": "token", "clip": 1.0, "clip_high": 4.0, "kl": _FREE},
-    "rloo": {"centre": "others", "scale": "none", "ratio": "sequence", "leash": "answer"},
-    "reinforce++": {"centre": "batch", "scale": "batch", "mean": "token", "leash": "token"},
+    "rloo": {"centre": "others", "scale": "none", "ratio": "sequence"},
+    "reinforce++": {"centre": "batch", "scale": "batch", "mean": "token"},
 }
 """What each method sets, beside the defaults of `GroupConfig`, which are GRPO's."""
 
@@ -58,11 +58,9 @@ class GroupConfig(RolloutConfig):
     max_tokens."""
     clip_high: float | None = Field(default=None, gt=0)
     """Clip range above 1 of the ratio; none takes `clip`, which then is that below 1 too."""
-    leash: Literal["loss", "answer", "token"] = "loss"
-    """Where kl.coef counts: k3 in the loss; the answer's KL off its score, before it is compared; or after that, off
-    each token, the KL from it on."""
     kl: KLConfig = KLConfig(controller="fixed", coef=0.04)
-    """Leash to the reference; with a fixed coefficient of 0 no reference is read."""
+    """Leash to the reference; with a fixed coefficient of 0 no reference is read. Where not given its form is k3, and
+    reward for rloo and reinforce++: with one ratio an answer the answer pays, else each token for what follows it."""
     draws: int = Field(default=1, ge=1)
     """Rounds of sampling for a batch at most. After each, prompts whose answers all scored alike make room for others
     (DAPO's dynamic sampling); what the last round leaves empty they fill again."""
@@ -83,6 +81,9 @@ class GroupConfig(RolloutConfig):
             ratio = self.ratio if "ratio" in self.model_fields_set else set_by.get("ratio", self.ratio)
             set_by["correction"] = CorrectionConfig(level="token" if ratio == "token" else "sequence")
         self.__dict__.update({key: value for key, value in set_by.items() if key not in self.model_fields_set})
+        if self.kl.form is None:
+            form = "reward" if self.method in ("rloo", "reinforce++") else "k3"
+            self.__dict__["kl"] = self.kl.model_copy(update={"form": form})
         if self.group < 2 and (self.centre in ("group", "others") or self.scale == "group"):
             raise ValueError("a group of 1 has no others to compare with; set group to 2 or more, or centre to batch")
         return self

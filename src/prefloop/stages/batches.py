@@ -12,7 +12,7 @@ from prefloop.engine.generate import LocalSampler
 from prefloop.engine.schedule import take
 from prefloop.ops.advantages import overlong_penalty
 from prefloop.rewards.resolve import RewardFn
-from prefloop.stages.rollouts import shaped_scores
+from prefloop.rewards.shaping import Shaping
 from prefloop.stages.sampling import sample_groups
 from prefloop.types import Completion, Prompt, Sampling, Score
 
@@ -49,6 +49,7 @@ def draw_batch(
     sampler: LocalSampler,
     encoder: Encoder,
     reward: RewardFn,
+    shape: Shaping,
     prompts: Sequence[Prompt],
     position: int,
     index: int,
@@ -61,7 +62,7 @@ def draw_batch(
         missing = config.prompts_per_step - len(kept)
         chosen = take(prompts, position, missing, config.seed)
         position += missing
-        for group in _judged(config, sampler, encoder, reward, chosen, (config.seed, "group", index, draw)):
+        for group in _judged(config, sampler, encoder, reward, shape, chosen, (config.seed, "group", index, draw)):
             (flat if group.flat else kept).append(group)
         if len(kept) == config.prompts_per_step:
             break
@@ -81,17 +82,19 @@ def _judged(
     sampler: LocalSampler,
     encoder: Encoder,
     reward: RewardFn,
+    shape: Shaping,
     chosen: Sequence[Prompt],
     seed: tuple[object, ...],
 ) -> list[Judged]:
     samplings = [Sampling(temperature=config.temperature, max_tokens=config.max_tokens)] * config.group
     groups = sample_groups(sampler, encoder, chosen, samplings=samplings, seed=seed)
     answers = [answer for group in groups for answer in group]
-    judged = reward([prompt for prompt in chosen for _ in range(config.group)], answers)
+    asked = [prompt for prompt in chosen for _ in range(config.group)]
+    judged = reward(asked, answers)
     buffer = config.overlong * config.max_tokens
     scores = [
         score + overlong_penalty(len(answer.tokens), config.max_tokens, buffer)
-        for score, answer in zip(shaped_scores(judged, answers, config.missing_stop_score), answers, strict=True)
+        for score, answer in zip(shape(judged, asked, answers), answers, strict=True)
     ]
     places = [slice(i * config.group, (i + 1) * config.group) for i in range(len(chosen))]
     return [
