@@ -1,6 +1,6 @@
 """Does a policy learn from rules alone, and what does GRPO do to the length of wrong answers? T11.py --seeds 5
 
-Puzzles of tiny_lm.py: which of three digits is the largest? A model is fine-tuned to name it ("answer 7 so hm hm ."),
+Puzzles of tiny_lm.py: which of three digits is the largest? A model is fine-tuned to name it,
 as often right as not, and to add up to twelve words, "so hm hm" after a right answer and "but rather rather" after a
 wrong one, so that it knows how it did before it decides how long to go on. Then it is trained on the rule alone: by
 GRPO, by Dr. GRPO, by GRPO with dynamic sampling; and, as a control, by GRPO on a reward that is a coin. All have the
@@ -43,8 +43,8 @@ CLAIM = (
 )
 SOURCE = "DeepSeek-R1 (arXiv 2501.12948), Yu et al. 2025 (2503.14476), Liu et al. 2025 (2503.20783)"
 GAIN, COIN = 0.20, 0.03
-LONGER = 0.5  # tokens that wrong answers grow by under GRPO at least, and Dr. GRPO at most half of that
-STEPS, PROMPTS, GROUP, LR = 60, 16, 8, 5e-4
+LONGER, AS_LONG = 3.0, 1.0  # tokens that wrong answers grow by under GRPO at least, and under Dr. GRPO at most
+STEPS, PROMPTS, GROUP, LR = 60, 16, 8, 4e-4
 RUNS: dict[str, dict[str, Any]] = {
     "grpo": {"method": "grpo"},
     "dr-grpo": {"method": "dr-grpo"},
@@ -140,14 +140,14 @@ def verdict(per_seed: Sequence[Mapping[str, Any]], minutes: float) -> dict[str, 
         "the coin does not": gains["coin"] <= COIN,
         "fewer flat groups": all(row["dynamic"]["flat"] < row["grpo"]["flat"] for row in per_seed),
         "wrong answers grow under GRPO": longer["grpo"] >= LONGER,
-        "and not under Dr. GRPO": longer["dr-grpo"] <= LONGER / 2,
+        "and not under Dr. GRPO": longer["dr-grpo"] <= AS_LONG,
     }
     return {
         "id": "T11",
         "claim": CLAIM,
         "source": SOURCE,
         "threshold": f"held-out gain >= {GAIN} by every rule's run and <= {COIN} by the coin's; flat groups fewer in "
-        f"every seed; wrong answers longer by >= {LONGER} tokens under GRPO and <= {LONGER / 2} under Dr. GRPO (medians)",
+        f"every seed; wrong answers longer by >= {LONGER} tokens under GRPO, <= {AS_LONG} under Dr. GRPO (medians)",
         "per_seed": per_seed,
         "gain": gains,
         "wrong_longer": longer,
@@ -160,7 +160,7 @@ def verdict(per_seed: Sequence[Mapping[str, Any]], minutes: float) -> dict[str, 
 
 
 def draw(answer: Mapping[str, Any]) -> Figure:
-    """Held-out accuracy, flat groups along the run, and how much longer wrong and right answers became; a dot a seed."""
+    """Held-out accuracy, flat groups along the run, and how much longer answers became; a dot a seed."""
     figure = Figure(figsize=(13, 4.2), layout="constrained")
     plots = figure.subplots(1, 3)
     seeds = answer["per_seed"]
