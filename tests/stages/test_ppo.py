@@ -387,6 +387,8 @@ def test_rewards_are_kl_at_each_token_and_the_score_at_the_last_one() -> None:
     advantages = [*made.nodes[1].fields["advantages"], *made.nodes[2].fields["advantages"]]
     assert advantages == pytest.approx(whitened.tolist(), abs=1e-6)
     assert total == pytest.approx((returns[0] + returns[2]) / 2) and explained == pytest.approx(0)
+    (plain,), _, _ = ppo.with_advantages([tree], answers, 0.2, config.model_copy(update={"whiten_advantages": False}))
+    assert plain.nodes[1].fields["advantages"] == plain.nodes[1].fields["returns"]  # of values that are 0
     in_loss = config.model_copy(update={"kl": KLConfig(controller="fixed", coef=0.2, form="k3")})
     (free,), total, _ = ppo.with_advantages([tree], answers, 0.2, in_loss)
     assert list(free.nodes[1].fields["returns"]) == pytest.approx([1, 1]) and total == pytest.approx(-0.5)
