@@ -18,12 +18,14 @@ from prefloop.configs.rollout import HeldoutStopConfig, KLConfig, ShapingConfig
 from prefloop.configs.sft import SFTConfig
 from prefloop.configs.shared import EngineConfig, OptimConfig
 from prefloop.data.jsonl import write_jsonl
-from prefloop.engine.build import build_critic, build_encoder, load
+from prefloop.engine.build import build_critic, build_encoder, build_learner, load
 from prefloop.models.checkpoint import load_state, load_training, read_checkpoint, save_checkpoint
 from prefloop.models.heads import reward_head
+from prefloop.models.load import LoadedModel
 from prefloop.models.tiny import tiny_model, tiny_tokenizer
 from prefloop.stages import group, ppo, sft
-from prefloop.types import Checkpoint, Message, PrefloopError, Prompt, Tree
+from prefloop.stages.rollouts import Rollout
+from prefloop.types import Checkpoint, Completion, Message, Node, PrefloopError, Prompt, Sampling, Segment, Tree
 
 ENGINE = EngineConfig(dtype="fp32", threads=1, token_budget=1500)
 OPTIM = OptimConfig(lr=3e-3, decay=False, warmup=0.0, head_lr=1e-2)
@@ -349,3 +351,60 @@ def test_ptx_adds_its_gradient_before_the_step(monkeypatch: pytest.MonkeyPatch) 
 def test_leashes_that_cannot_be(kl: dict[str, Any], said: str) -> None:
     with pytest.raises(ValidationError, match=said):
         KLConfig(**kl)
+
+
+def rollout(log_ratio: list[float], score: float, values: list[float], node: int) -> Rollout:
+    tokens = tuple(range(5, 5 + len(log_ratio)))
+    completion = Completion(
+        id=str(node),
+        prompt_id="p",
+        segments=(Segment(author="policy", tokens=tokens, logprobs=(-1.0,) * len(tokens)),),
+        text="x",
+        finish_reason="stop",
+        sampling=Sampling(temperature=1.0, max_tokens=4),
+        seed=0,
+        checkpoint="",
+        version=0,
+    )
+    reference = np.full(len(tokens), -1.0, np.float32)
+    columns = {"logprobs": reference + np.float32(log_ratio), "reference": reference, "values": np.float32(values)}
+    prompt = Prompt(id="p", messages=(Message(role="user", content="Hi"),))
+    return Rollout(prompt, completion, 0, node, score, columns)
+
+
+def test_rewards_are_kl_at_each_token_and_the_score_at_the_last_one() -> None:
+    """gamma = lambda = 1 and values 0: the returns are the rewards to go, before whitening by hand."""
+    answers = [rollout([0.5, -0.25], 1.0, [0.0, 0.0], 1), rollout([0.1], -2.0, [0.0], 2)]
+    nodes = [Node(parent=-1, tokens=(1,), author="prompt")]
+    nodes += [Node(parent=0, tokens=r.completion.tokens, author="policy") for r in answers]
+    tree = Tree(id="p", nodes=tuple(nodes))
+    config = toy("unused", lam=1.0, kl=KLConfig(controller="fixed", coef=0.2))
+    (made,), total, explained = ppo.with_advantages([tree], answers, 0.2, config)
+    returns = [1 + 0.2 * 0.25 - 0.2 * 0.5, 1 + 0.2 * 0.25, -2 - 0.2 * 0.1]
+    found = [*made.nodes[1].fields["returns"], *made.nodes[2].fields["returns"]]
+    assert found == pytest.approx(returns, abs=1e-6)
+    whitened = (np.array(returns) - np.mean(returns)) / np.std(returns)
+    advantages = [*made.nodes[1].fields["advantages"], *made.nodes[2].fields["advantages"]]
+    assert advantages == pytest.approx(whitened.tolist(), abs=1e-6)
+    assert total == pytest.approx((returns[0] + returns[2]) / 2) and explained == pytest.approx(0)
+    (plain,), _, _ = ppo.with_advantages([tree], answers, 0.2, config.model_copy(update={"whiten_advantages": False}))
+    assert plain.nodes[1].fields["advantages"] == plain.nodes[1].fields["returns"]  # of values that are 0
+    in_loss = config.model_copy(update={"kl": KLConfig(controller="fixed", coef=0.2, form="k3")})
+    (free,), total, _ = ppo.with_advantages([tree], answers, 0.2, in_loss)
+    assert list(free.nodes[1].fields["returns"]) == pytest.approx([1, 1]) and total == pytest.approx(-0.5)
+    assert list(free.nodes[1].fields["reference_logprobs"]) == [-1, -1]
+
+
+def test_dropout_is_off_though_the_model_was_made_with_it() -> None:
+    model = tiny_model(0, family="gpt2")
+    layers = [module for module in model.modules() if isinstance(module, torch.nn.Dropout)]
+    for module in layers:
+        module.p = 0.5
+    learner = build_learner(LoadedModel(model, tiny_tokenizer(), "tiny", ""), ENGINE, OPTIM)
+    node = Node(parent=0, tokens=(4, 5, 6), author="policy", fields={"weight": (1.0, 1.0, 1.0)})
+    tree = Tree(id="t", nodes=(Node(parent=-1, tokens=(1, 2), author="prompt"), node))
+    first, again = (learner.forward_backward([tree], "sft", {})["loss/train"] for _ in range(2))
+    assert layers and first == again and not model.training
+    model.train()
+    noisy = [learner.forward_backward([tree], "sft", {})["loss/train"] for _ in range(2)]
+    assert noisy[0] != noisy[1]  # the control: dropout would have shown

@@ -37,8 +37,8 @@ class PPOConfig(RolloutConfig):
     """Passes over each rollout batch."""
     minibatches: int = Field(default=2, ge=1)
     """Updates per pass."""
-    value_clip: float = Field(default=0.2, gt=0)
-    """Clip range of value updates."""
+    value_clip: float | None = Field(default=0.2, gt=0)
+    """Clip range of value updates; none does not clip them."""
     value_coef: float = Field(default=0.1, ge=0)
     """Weight of the value loss, where the trunk is shared."""
     critic: CriticConfig | None = None
@@ -54,6 +54,8 @@ class PPOConfig(RolloutConfig):
     few steps cannot teach the value head (Kool et al. 2019; Ahmadian et al. 2024). Needs a group of two or more."""
     whiten_rewards: bool = False
     """Scale per-token rewards to unit std, mean kept (2019 recipe)."""
+    whiten_advantages: bool = True
+    """Shift and scale advantages to mean 0 and unit std over the rollout batch's tokens."""
 
     @model_validator(mode="after")
     def _others_are_there(self) -> Self:

@@ -152,7 +152,7 @@ def ppo(
     totals: Totals,
     *,
     clip: float,
-    value_clip: float,
+    value_clip: float | None,
     value_coef: float,
     kl_form: str | None = None,
     kl_coef: float = 0.0,
@@ -190,7 +190,7 @@ def ppo_policy(
     return LossOut(loss, metrics)
 
 
-def value(out: Outputs, forest: Forest, totals: Totals, *, value_clip: float) -> LossOut:
+def value(out: Outputs, forest: Forest, totals: Totals, *, value_clip: float | None) -> LossOut:
     """Clipped value loss, the mean over all response tokens: a critic's own (Stiennon et al. 2020)."""
     found = losses.ppo_value(
         out.need("values"),

@@ -255,7 +255,8 @@ def with_advantages(
         for row, r in zip(rewards, rollouts, strict=True)
     ]
     advantages = torch.cat([a for a, _ in estimates])
-    advantages = whiten(advantages, torch.ones_like(advantages))
+    if config.whiten_advantages:
+        advantages = whiten(advantages, torch.ones_like(advantages))
     returns = torch.cat([g for _, g in estimates]).numpy()
     values = np.concatenate([r.columns["values"] for r in rollouts])
     columns: dict[int, dict[int, Mapping[str, Sequence[float]]]] = {}
