@@ -151,7 +151,7 @@ def sharing(cases: Sequence[tuple[int, int, int]], counted: int) -> list[dict[st
         for _ in range(1 + counted):
             for way, trees in batches.items():
                 began = time.perf_counter()
-                learner.forward_backward(trees, "grpo", {"clip": 0.2, "kl_coef": 0.0})
+                learner.forward_backward(trees, "group", {"clip": 0.2})
                 seconds[way].append(time.perf_counter() - began)
         ratio = statistics.median(a / b for a, b in zip(*(s[1:] for s in seconds.values()), strict=True))
         ideal = group * (prompt + response) / (prompt + group * response)

@@ -153,15 +153,17 @@ def test_demonstrations_of_others(write: Write) -> None:
             {"messages": [USER, AWAY, USER, HELLO, USER]},
             {"prompt": "Hi", "completion": "Hello!"},
             {"prompt": [SYSTEM, USER], "completion": "Hello!"},
+            {"text": "Hello!"},
         )
     )
-    assert [d.completion for d in found] == ["Hello!"] * 3
+    assert [d.completion for d in found] == ["Hello!"] * 4
     assert [turns(d.prompt.messages) for d in found] == [
         [("user", "Hi"), ("assistant", "Go away."), ("user", "Hi")],
         [("user", "Hi")],
         [("system", "Be kind."), ("user", "Hi")],
+        [],
     ]
-    assert len({d.id for d in found}) == 3
+    assert len({d.id for d in found}) == 4
 
 
 HH = "\n\nHuman: Hi\n\nAssistant: Yes?\n\nHuman: Is it 3:00?\n\nNo Human: here\n\nAssistant: "

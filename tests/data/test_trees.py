@@ -275,3 +275,20 @@ def test_fields_are_added_to_nodes() -> None:
     with pytest.raises(ValueError, match="2 values for 3 tokens"):
         with_fields(tree, {1: {"advantages": [1, 2]}})
     assert context(-1, (1,)).fields == {}
+
+
+def test_plain_text_is_read_from_its_second_token_on_and_cut_to_the_context() -> None:
+    text = Demonstration(id="t", prompt=Prompt(id="", messages=()), completion="abcdefghij<|im_end|>")
+    (tree,) = demonstration_trees(text, ENCODER)
+    tokens = encode_text(TOKENIZER, text.completion)
+    assert tree.nodes[0].tokens == tokens and STOP not in tokens and len(tree.nodes) == 1
+    assert tree.nodes[0].fields["weight"] == (0.0, *(1.0,) * (len(tokens) - 1))
+    forest = build_forest([tree])
+    assert forest.targets.tolist() == list(range(1, len(tokens)))
+    assert forest.sources.tolist() == list(range(len(tokens) - 1))
+    short = Encoder(TOKENIZER, STOP, 4)
+    parts = demonstration_trees(text, short)
+    assert tuple(token for part in parts for token in part.nodes[0].tokens) == tokens
+    assert {part.trajectory_id for part in parts} == {"t"} and len({part.id for part in parts}) == len(parts)
+    with pytest.raises(PrefloopError, match="too short to learn from"):
+        demonstration_trees(Demonstration(id="t", prompt=Prompt(id="", messages=()), completion="a"), ENCODER)

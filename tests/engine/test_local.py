@@ -419,24 +419,25 @@ def large_tree(first_turn: bool) -> Tree:
     return Tree(id="large", nodes=nodes, pairs=pairs, rankings=rankings)
 
 
-LARGE: list[tuple[str, dict[str, float]]] = [
+LARGE: list[tuple[str, dict[str, Any]]] = [
     ("sft", {}),
     ("bradley_terry", {"label_smoothing": 0.1, "centre": 0.01}),
     ("bradley_terry", {"floor": 0.1}),
     ("plackett_luce", {"centre": 0.01}),
     ("dpo", {"beta": 0.1}),
     ("ppo", {"clip": 0.2, "value_clip": 0.2, "value_coef": 0.5}),
-    ("grpo", {"clip": 0.2, "kl_coef": 0.1}),
-    ("rloo", {"clip": 0.2}),
+    ("group", {"clip": 0.2, "kl_coef": 0.1}),
+    ("group", {"clip": 0.2, "ratio": "sequence"}),
+    ("group", {"clip": 0.2, "ratio": "geometric", "mean": "token", "surrogate": "weighted"}),
 ]
 
 
-@pytest.mark.parametrize(("loss", "params"), LARGE, ids=[name for name, _ in LARGE])
+@pytest.mark.parametrize(("loss", "params"), LARGE, ids=[f"{name}-{i}" for i, (name, _) in enumerate(LARGE)])
 @pytest.mark.parametrize("budget", [45, 60])
 def test_a_tree_over_the_budget_is_cut_by_branches_with_the_same_gradients(
-    loss: str, params: dict[str, float], budget: int
+    loss: str, params: dict[str, Any], budget: int
 ) -> None:
-    trees = [large_tree(loss not in ("grpo", "rloo")), *make_pairs()]
+    trees = [large_tree(loss != "group"), *make_pairs()]
     found = []
     for tokens in (1000, budget):
         engine = ENGINE.model_copy(update={"token_budget": tokens})
@@ -478,8 +479,88 @@ def test_a_branch_over_the_budget_says_so() -> None:
         learner.forward_backward([large_tree(first_turn=True)], "sft", {})
 
 
-@pytest.mark.parametrize("params", [{"clip": 0.2, "kl_coef": 0.0}, {"clip": 0.2}], ids=["grpo", "rloo"])
-def test_group_methods_refuse_turns_that_answers_share(params: dict[str, float]) -> None:
+def test_group_methods_refuse_turns_that_answers_share() -> None:
     learner = build_learner(loaded(), ENGINE.model_copy(update={"token_budget": 200}), OPTIM)
     with pytest.raises(PrefloopError, match="read answers only"):
-        learner.forward_backward([large_tree(first_turn=True)], "grpo" if "kl_coef" in params else "rloo", params)
+        learner.forward_backward([large_tree(first_turn=True)], "group", {"clip": 0.2})
+
+
+def test_tensorflows_epsilon_makes_the_first_updates_small() -> None:
+    """Three updates by gradients of 1e-4, eps 1e-3: of torch's Adam about eps / (g + eps) of the rate each, of
+    TensorFlow's lr sqrt(1 - b2^t) / (1 - b1^t) m / (sqrt(v) + eps). Traced by hand in float64."""
+
+    def trace(hat: bool) -> list[float]:
+        optim = OptimConfig(lr=1.0, eps=1e-3, eps_hat=hat, betas=(0.9, 0.999), max_grad_norm=1e9)
+        learner = build_learner(loaded(), ENGINE, optim)
+        tensor, found = learner.masters[0], []
+        before = float(tensor.detach().flatten()[0])
+        for _ in range(3):
+            tensor.grad = torch.full_like(tensor, 1e-4)
+            learner.optim_step(0.1, 0.1)
+            found.append(before - float(tensor.detach().flatten()[0]))
+            before -= found[-1]
+        return found
+
+    g, eps, b1, b2 = 1e-4, 1e-3, 0.9, 0.999
+    ours = []
+    for t in (1, 2, 3):
+        m, v = g * (1 - b1**t), g * g * (1 - b2**t)
+        ours.append(0.1 * np.sqrt(1 - b2**t) / (1 - b1**t) * m / (np.sqrt(v) + eps))
+    assert trace(True) == pytest.approx(ours, rel=1e-3)
+    assert trace(False) == pytest.approx([0.1 * g / (g + eps)] * 3, rel=1e-3)
+    assert trace(False)[0] > 25 * ours[0]
+
+
+def test_an_exact_kl_in_the_loss_has_autograds_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of trees in forests, and of trees cut into pieces: the gradient of plain softmax KL on the plain model."""
+    trees, source = make_pairs(), loaded(seed=1)
+    reference = LocalScorer(loaded(seed=2), token_budget=60)
+    plain, other = eager_copy(source.model), eager_copy(reference.model)
+    total, count = torch.zeros(()), 0.0
+    for tree in trees:
+        for node in (1, 2):
+            weight = torch.tensor(tree.nodes[node].fields["weight"])
+            p, q = (plain_logits(model, tree, node)[0].log_softmax(-1) for model in (plain, other))
+            total = total + ((p.exp() * (p - q.detach())).sum(-1) * weight).sum()
+            count += float(weight.sum())
+    (total / count).backward()  # type: ignore[no-untyped-call]
+    wanted = torch.cat([p.grad.flatten() for p in plain.parameters()])
+    for budget in (60, 30):
+        learner = build_learner(loaded(seed=1), ENGINE.model_copy(update={"token_budget": budget}), OPTIM)
+        reference.token_budget = budget
+        params = {"clip": 0.2, "kl_form": "exact", "kl_coef": 1.0}
+        zero = [
+            dataclasses.replace(
+                tree,
+                nodes=(
+                    tree.nodes[0],
+                    *(
+                        dataclasses.replace(n, fields={**n.fields, "advantages": (0.0,) * len(n.tokens)})
+                        for n in tree.nodes[1:]
+                    ),
+                ),
+            )
+            for tree in trees
+        ]
+        learner.forward_backward(zero, "ppo_policy", params, reference)
+        found = torch.cat([p.grad.flatten() for p in learner.masters if p.grad is not None])
+        assert (found - wanted).norm() < 1e-4 * wanted.norm()
+        assert all(p.grad is None for p in reference.model.parameters())
+
+
+def test_averages_follow_the_weights_and_stand_in_for_them() -> None:
+    learner = build_learner(loaded(), ENGINE, OPTIM, head=value_head(16), ema=0.75)
+    start = [tensor.detach().clone() for tensor in learner._trained()]
+    wanted = [tensor.clone() for tensor in start]
+    for step in range(3):
+        learner.forward_backward(make_trees(step), "sft", {})
+        learner.optim_step(1e-2, 1e-2)
+        wanted = [0.75 * mean + 0.25 * now.detach() for mean, now in zip(wanted, learner._trained(), strict=True)]
+    end = [tensor.detach().clone() for tensor in learner._trained()]
+    with learner.averaged():
+        for found, mean in zip(learner._trained(), wanted, strict=True):
+            torch.testing.assert_close(found.detach(), mean, atol=1e-6, rtol=1e-5)
+    assert all(torch.equal(a, b) for a, b in zip(end, learner._trained(), strict=True))
+    plain = build_learner(loaded(), ENGINE, OPTIM)
+    with plain.averaged():
+        assert all(torch.equal(a, b) for a, b in zip(plain.masters, plain._trained(), strict=True))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +16,20 @@ from prefloop.engine.build import build_learner
 from prefloop.engine.cache import Reading, Store
 from prefloop.engine.decode import Decoder
 from prefloop.engine.objectives import (
+    LOSSES,
     LossOut,
     Outputs,
     bradley_terry,
     dpo,
-    grpo,
+    group,
+    leash,
     plackett_luce,
     ppo,
+    ppo_policy,
     process,
     resolve_loss,
-    rloo,
     sft,
+    value,
 )
 from prefloop.models.heads import value_head
 from prefloop.models.load import LoadedModel
@@ -50,8 +52,10 @@ def test_losses_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         "plackett_luce": {"scores"},
         "process": {"steps"},
         "ppo": {"logprobs", "values"},
+        "value": {"values"},
     }
-    for name, reads in (known | {key: {"logprobs"} for key in ("sft", "dpo", "grpo", "rloo")}).items():
+    plain = ("sft", "dpo", "group", "ppo_policy")
+    for name, reads in (known | {key: {"logprobs"} for key in plain}).items():
         assert resolve_loss(name)[1] == reads
     (tmp_path / "own_losses.py").write_text(
         "from prefloop.engine.objectives import LossOut\n"
@@ -75,7 +79,7 @@ def test_losses_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize("name", ["odpo", "", "nowhere_at_all:loss", "prefloop.ops.losses:nothing", "./x:y"])
 def test_an_unknown_loss_is_a_plain_error(name: str) -> None:
-    known = "sft, bradley_terry, plackett_luce, process, dpo, grpo, rloo, ppo"
+    known = ", ".join(LOSSES)
     with pytest.raises(PrefloopError, match=f"Unknown loss .*take one of {known} or 'module:function'"):
         resolve_loss(name)
 
@@ -201,7 +205,7 @@ def two_answers(**columns: tuple[tuple[float, ...], tuple[float, ...]]) -> Tree:
 def test_grpo_by_hand() -> None:
     made = two_answers(old_logprobs=((-1.0, -2.0), (-3.0,)), reference_logprobs=((-1.0, -1.0), (-3.0,)))
     out = Outputs(logprobs=torch.tensor([-0.5, -2.0, -3.0]))
-    found = grpo(out, build_forest([made]), Totals.of([made]), clip=0.2, kl_coef=0.1)
+    found = group(out, build_forest([made]), Totals.of([made]), clip=0.2, kl_coef=0.1)
     policy = ((-1.2 - 1.0) / 2 + 2.0) / 2
     penalty = ((math.expm1(-0.5) + 0.5 + math.expm1(1.0) - 1.0) / 2 + 0.0) / 2
     assert float(found.loss) == pytest.approx(policy + 0.1 * penalty, rel=1e-6)
@@ -213,22 +217,37 @@ def test_grpo_by_hand() -> None:
 def test_rloo_by_hand() -> None:
     made = two_answers(old_logprobs=((-1.0, -2.0), (-3.0,)))
     out = Outputs(logprobs=torch.tensor([-0.9, -2.0, -3.1]))
-    found = rloo(out, build_forest([made]), Totals.of([made]), clip=0.2)
+    found = group(out, build_forest([made]), Totals.of([made]), clip=0.2, ratio="sequence")
     assert float(found.loss) == pytest.approx((-math.exp(0.1) + 2 * math.exp(-0.1)) / 2, rel=1e-6)
     assert float(found.metrics["policy/clip_fraction"]) == 0
 
 
-@pytest.mark.parametrize("loss", [grpo, rloo])
-def test_one_update_a_rollout_is_the_policy_gradient(loss: Callable[..., LossOut]) -> None:
-    """Without old log-probs: the gradient of -A log pi, each response's mean or sum over its tokens."""
+@pytest.mark.parametrize(
+    ("params", "shares"),
+    [
+        ({}, (1 / 4, 1 / 2)),
+        ({"mean": "token"}, (1 / 3, 1 / 3)),
+        ({"mean": "constant", "longest": 10}, (1 / 20, 1 / 20)),
+        ({"ratio": "sequence"}, (1 / 2, 1 / 2)),
+        ({"ratio": "geometric"}, (1 / 4, 1 / 2)),
+        ({"ratio": "geometric", "mean": "token"}, (1 / 3, 1 / 3)),
+    ],
+)
+@pytest.mark.parametrize("surrogate", ["clipped", "weighted"])
+def test_one_update_a_rollout_is_the_policy_gradient(
+    params: dict[str, Any], shares: tuple[float, float], surrogate: str
+) -> None:
+    """Without old log-probs: the gradient of -A log pi, whatever is clipped, by each mean's share of a token of the
+    answer of two tokens and of that of one. One ratio an answer has the gradient of all its tokens' ratios at once."""
     made = two_answers()
     logprobs = torch.tensor([-1.0, -2.0, -3.0], requires_grad=True)
-    params = {"kl_coef": 0.0} if loss is grpo else {}
-    found = loss(Outputs(logprobs=logprobs), build_forest([made]), Totals.of([made]), clip=0.2, **params)
-    found.loss.backward()
+    about = Outputs(logprobs=logprobs), build_forest([made]), Totals.of([made])
+    found = group(*about, clip=0.2, surrogate=surrogate, **params)
+    found.loss.backward()  # type: ignore[no-untyped-call]
     assert logprobs.grad is not None
-    share = 0.5 if loss is grpo else 1.0
-    assert logprobs.grad.tolist() == pytest.approx([-share / 2, -share / 2, 2 / 2])
+    if surrogate == "weighted" and params.get("ratio") == "sequence":
+        shares = (1 / 4, 1 / 2)  # the weight of an answer is no gradient: its tokens share one mean
+    assert logprobs.grad.tolist() == pytest.approx([-shares[0], -shares[0], 2 * shares[1]])
     assert float(found.metrics["policy/ratio_max"]) == 1
 
 
@@ -293,30 +312,41 @@ def test_the_first_ppo_update_has_ratio_one_however_it_is_split() -> None:
 PPO = {"value_clip": 0.2, "value_coef": 0.0}
 
 
-@pytest.mark.parametrize(("loss", "more"), [(grpo, {"kl_coef": 0.0}), (rloo, {}), (ppo, PPO)])
-def test_importance_is_exactly_1_where_the_sampler_was_the_learner(loss: Any, more: dict[str, float]) -> None:
-    """And else the ratio of their probabilities, of a token or in rloo of an answer, at most the cap."""
+CAP = {"beyond": "truncate", "low": None, "high": 2.0, "drop_above": None}
+
+
+def correction(loss: str, cap: float | None) -> dict[str, Any]:
+    """What turns the correction on, by the token or, with one ratio an answer, by the answer."""
+    if loss == "ppo":
+        return {**PPO, "importance_cap": cap}
+    rule = {"correction": cap and {**CAP, "level": loss, "high": cap}}
+    return {**rule, "ratio": loss}
+
+
+@pytest.mark.parametrize("loss", ["token", "sequence", "ppo"])
+def test_importance_is_exactly_1_where_the_sampler_was_the_learner(loss: str) -> None:
+    """And else the ratio of their probabilities, of a token or of an answer, at most the cap."""
     old = ((-1.0, -2.0), (-3.0,))
     out = Outputs(logprobs=torch.tensor([-0.9, -2.0, -3.1]), values=torch.zeros(3))
     columns: dict[str, Any] = {"old_logprobs": old, "old_values": ((0.0, 0.0), (0.0,)), "returns": ((0.0, 0.0), (0.0,))}
 
     def found(sampled: Any, cap: float | None, advantages: Any = ((1.0, 1.0), (-2.0,))) -> LossOut:
         made = two_answers(**columns | {"sampled_logprobs": sampled, "advantages": advantages})
-        made_loss: LossOut = loss(out, build_forest([made]), Totals.of([made]), clip=0.2, importance_cap=cap, **more)
-        return made_loss
+        function = ppo if loss == "ppo" else group
+        return function(out, build_forest([made]), Totals.of([made]), clip=0.2, **correction(loss, cap))
 
     same = found(old, 2.0)
     assert float(same.loss) == float(found(old, None).loss) and float(same.metrics["sampler/importance"]) == 1.0
     sampled = ((-1.5, -2.0), (-0.5,))
     tokens = (math.exp(0.5), 1.0), (math.exp(-2.5),)
-    if loss is rloo:
+    if loss == "sequence":
         tokens = (math.exp(0.5),) * 2, (math.exp(-2.5),)
     by_hand = tuple(tuple(w * a for w in row) for row, a in zip(tokens, (1.0, -2.0), strict=True))
     assert float(found(sampled, 2.0).loss) == pytest.approx(float(found(sampled, None, by_hand).loss), rel=1e-6)
     assert float(found(((-9.0, -9.0), (-9.0,)), 2.0).metrics["sampler/importance"]) == 2.0
 
 
-@pytest.mark.parametrize("loss", ["grpo", "rloo"])
+@pytest.mark.parametrize("loss", ["token", "sequence"])
 def test_importance_takes_an_int8_samplers_gradient_to_the_policys(loss: str) -> None:
     """Answers of one token, all of them, each as often as the sampler writes it: an expectation without chance."""
     source = LoadedModel(tiny_model(4), tiny_tokenizer(), "tiny", "")
@@ -338,8 +368,7 @@ def test_importance_takes_an_int8_samplers_gradient_to_the_policys(loss: str) ->
             answer(token, advantages=(reward,), sampled_logprobs=(logprob,))
             for token, (reward, logprob) in enumerate(zip(rewards, written, strict=True))
         ]
-        params = {"clip": 0.2, "importance_cap": cap} | ({"kl_coef": 0.0} if loss == "grpo" else {})
-        learner.forward_backward([tree(*answers)], loss, params)
+        learner.forward_backward([tree(*answers)], "group", {"clip": 0.2, **correction(loss, cap)})
         found = torch.cat([p.grad.flatten() for p in learner.weights if p.grad is not None])
         learner.optimizer.zero_grad()
         return found
@@ -348,3 +377,56 @@ def test_importance_takes_an_int8_samplers_gradient_to_the_policys(loss: str) ->
     corrected, uncorrected = gradient(theirs, 2.0), gradient(theirs, None)
     assert float((uncorrected - exact).norm() / exact.norm()) > 1e-3
     assert float((corrected - exact).norm()) < 1e-2 * float((uncorrected - exact).norm())
+
+
+def leashed() -> tuple[Tree, torch.Tensor]:
+    """Answers of two tokens and of one; log-ratios to the reference 0.5, -0.2 and 0.3."""
+    made = two_answers(reference_logprobs=((-1.5, -1.8), (-3.3,)), old_logprobs=((-1.0, -2.0), (-3.0,)))
+    return made, torch.tensor([-1.0, -2.0, -3.0], requires_grad=True)
+
+
+def test_each_form_of_the_leash_by_hand_and_its_gradient() -> None:
+    made, logprobs = leashed()
+    forest, share = build_forest([made]), torch.full((3,), 1 / 3)
+    wanted = {
+        "k2": ((0.25 + 0.04 + 0.09) / 6, [0.5 / 3, -0.2 / 3, 0.3 / 3]),
+        "k3": (
+            sum(math.exp(-d) - 1 + d for d in (0.5, -0.2, 0.3)) / 3,
+            [(1 - math.exp(-d)) / 3 for d in (0.5, -0.2, 0.3)],
+        ),
+        "k2_response": ((0.3**2 + 0.3**2) / 6, [0.3 / 3] * 3),
+    }
+    for form, (worth, slopes) in wanted.items():
+        found = leash(Outputs(logprobs=logprobs), forest, share, form)
+        assert float(found.detach()) == pytest.approx(worth, rel=1e-5), form
+        (grad,) = torch.autograd.grad(found, logprobs)
+        assert grad.tolist() == pytest.approx(slopes, rel=1e-4), form
+    exact = leash(Outputs(exact_kl=torch.tensor([0.3, 0.6, 0.9])), forest, share, "exact")
+    assert float(exact) == pytest.approx(0.6)
+
+
+def test_ppo_is_its_policy_loss_and_its_value_loss() -> None:
+    made = two_answers(
+        old_logprobs=((-1.2, -2.0), (-3.1,)),
+        reference_logprobs=((-1.0, -1.0), (-2.0,)),
+        old_values=((0.0, 0.0), (0.5,)),
+        returns=((1.0, 0.1), (0.2,)),
+    )
+    out = Outputs(logprobs=torch.tensor([-1.0, -2.0, -3.0]), values=torch.tensor([0.5, 0.1, 0.4]))
+    about: tuple[Any, ...] = (out, build_forest([made]), Totals.of([made]))
+    values = value(*about, value_clip=0.2)
+    # 1/2 max((0.5 - 1)^2, (0.2 - 1)^2), 0, and 1/2 (0.4 - 0.2)^2
+    assert float(values.loss) == pytest.approx((0.5 * 0.64 + 0 + 0.5 * 0.04) / 3)
+    assert float(values.metrics["value/clip_fraction"]) == pytest.approx(1 / 3)
+    policy = ppo_policy(*about, clip=0.2)
+    both = ppo(*about, clip=0.2, value_clip=0.2, value_coef=0.1)
+    assert float(both.loss) == pytest.approx(float(policy.loss) + 0.1 * float(values.loss))
+    assert both.metrics.keys() == policy.metrics.keys() | values.metrics.keys()
+    dearer = ppo_policy(*about, clip=0.2, kl_form="k2", kl_coef=0.5)
+    assert float(dearer.loss - policy.loss) == pytest.approx(0.5 * (0 + 1 + 1) / 6)
+
+
+def test_a_weighted_sft_loss_is_logged_without_its_weight() -> None:
+    made = tree(answer(4, 5))
+    out = sft(Outputs(logprobs=torch.tensor([-1.0, -3.0])), build_forest([made]), Totals.of([made]), coef=27.8)
+    assert float(out.loss) == pytest.approx(27.8 * 2) and float(out.metrics["loss/train"]) == 2

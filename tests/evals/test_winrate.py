@@ -1,6 +1,7 @@
+import numpy as np
 import pytest
 
-from prefloop.evals.winrate import Answer, SliceRate, compare, outcome, summarize
+from prefloop.evals.winrate import Answer, SliceRate, compare, outcome, score_gain, summarize
 from prefloop.types import PrefloopError
 
 
@@ -98,9 +99,24 @@ def test_summary_by_hand() -> None:
     assert policy["score"] == pytest.approx(0.6)
     assert policy["parts"] == {"constraints": 0.8}
     assert (policy["words"], policy["tokens"], policy["n"]) == (3, 3, 2)
+    assert summary["score_gain"] == pytest.approx(0.1)
+    assert (summary["score_gain_low"], summary["score_gain_high"]) == pytest.approx((0.0, 0.2))
     base = summarize([*rows, sample("base", "p", 0.9, "x"), sample("base", "q", 0.1, "x")])
     assert base["win_rate_vs_base"] == 0.5
     assert base["win_rate"] == 0.75
+
+
+def test_a_gain_in_the_pass_rate_is_paired_by_prompt() -> None:
+    """Of 400 prompts half are easy: unpaired the spread between prompts would drown a gain of 0.1 on every hard one."""
+    theirs = {f"p{i}": answers(*([1] * 10 if i % 2 else [0] * 10)) for i in range(400)}
+    ours = {p: rows if rows[0].score else answers(*([1] * 1 + [0] * 9)) for p, rows in theirs.items()}
+    gain, low, high = score_gain(ours, theirs)
+    assert gain == pytest.approx(0.05) and 0.044 < low < gain < high < 0.056
+    assert score_gain(theirs, theirs) == (0, 0, 0)
+    noise = np.random.default_rng(0).permutation(400)
+    shuffled = {f"p{i}": theirs[f"p{j}"] for i, j in enumerate(noise)}
+    same, low, high = score_gain(shuffled, theirs)
+    assert same == pytest.approx(0) and low < -0.05 and high > 0.05
 
 
 def test_summary_needs_both_models() -> None:

@@ -1,9 +1,11 @@
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefloop.ops.advantages import discounted_returns, gae, group_normalised, leave_one_out
+from prefloop.ops.advantages import discounted_returns, gae, group_advantages, leave_one_out, overlong_penalty
 
 rows = st.lists(st.tuples(st.floats(-5, 5), st.floats(-5, 5)), min_size=1, max_size=12)
 fraction = st.floats(0, 1)
@@ -69,10 +71,39 @@ def test_leave_one_out_is_the_group_mean_scaled_and_blind_to_what_all_share(
     torch.testing.assert_close(left, (scores + shared) - leave_one_out(scores + shared))
 
 
-def test_group_normalised_by_hand() -> None:
+@pytest.mark.parametrize(
+    ("centre", "scale", "expected"),
+    [
+        ("group", "group", (-1 / (2**0.5 + 1e-4), 1 / (2**0.5 + 1e-4), 0.0, 0.0)),  # the unbiased std of 0 and 2
+        ("group", "none", (-1.0, 1.0, 0.0, 0.0)),
+        ("others", "none", (-2.0, 2.0, 0.0, 0.0)),
+        ("batch", "batch", tuple((r - 3) / (6**0.5 + 1e-4) for r in (0, 2, 5, 5))),
+        ("group", "batch", tuple(d / (6**0.5 + 1e-4) for d in (-1, 1, 0, 0))),
+        ("none", "none", (0.0, 2.0, 5.0, 5.0)),
+    ],
+)
+def test_group_advantages_by_hand(centre: Any, scale: Any, expected: tuple[float, ...]) -> None:
     scores = torch.tensor([[0.0, 2.0], [5.0, 5.0]], dtype=torch.float64)
-    scale = 2**0.5 + 1e-4  # the unbiased std of 0 and 2
-    assert group_normalised(scores).flatten().tolist() == pytest.approx([-1 / scale, 1 / scale, 0.0, 0.0])
+    found = group_advantages(scores, centre=centre, scale=scale)
+    assert found.flatten().tolist() == pytest.approx(expected)
+
+
+@given(st.lists(st.floats(-5, 5), min_size=2, max_size=9), st.sampled_from(["group", "others"]))
+def test_a_group_that_scores_alike_teaches_nothing_and_the_batch_as_centre_would(row: list[float], centre: Any) -> None:
+    flat = torch.full((1, len(row)), row[0], dtype=torch.float64)
+    scores = torch.cat([flat, torch.tensor([row], dtype=torch.float64) + 20])
+    for scale in ("none", "batch"):
+        assert group_advantages(scores, centre=centre, scale=scale)[0].abs().max() < 1e-12
+    assert group_advantages(scores, centre="batch", scale="none")[0].abs().max() > 1
+
+
+@pytest.mark.parametrize(
+    ("length", "expected"),
+    [(1, 0.0), (16_384, 0.0), (17_408, -0.25), (18_432, -0.5), (20_480, -1.0), (30_000, -1.0)],
+)
+def test_overlong_penalty_has_dapos_numbers(length: int, expected: float) -> None:
+    assert overlong_penalty(length, 20_480, 4_096) == pytest.approx(expected)
+    assert overlong_penalty(length, 20_480, 0) == (-1.0 if length > 20_480 else 0.0)
 
 
 @given(st.lists(st.floats(-5, 5), min_size=2, max_size=9))

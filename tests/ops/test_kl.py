@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from prefloop.ops.advantages import discounted_returns
-from prefloop.ops.kl import AdaptiveKL, FixedKL, k1, k2, k3
+from prefloop.ops.kl import AdaptiveKL, AdaptiveRate, FixedKL, ScheduledKL, k1, k2, k3
 
 Estimator = Callable[[Tensor, Tensor], Tensor]
 
@@ -106,3 +106,27 @@ def test_adaptive_kl_refuses_what_would_break_it() -> None:
 
 def test_fixed_kl_stays() -> None:
     assert FixedKL(0.05).update(100.0, 512) == FixedKL(0.05)
+
+
+def test_a_schedule_by_hand() -> None:
+    line, curve = ScheduledKL(0.8, 0.1, 4, geometric=False), ScheduledKL(0.8, 0.1, 4, geometric=True)
+    found: list[list[float]] = [[], []]
+    for _ in range(4):
+        found[0].append(line.coef)
+        found[1].append(curve.coef)
+        line, curve = line.update(9.0, 64), curve.update(0.0, 64)
+    assert found[0] == pytest.approx([0.8, 0.8 - 0.7 / 3, 0.8 - 1.4 / 3, 0.1])
+    assert found[1] == pytest.approx([0.8, 0.4, 0.2, 0.1])
+    assert line.rate == curve.rate == 1 and ScheduledKL(0.8, 0.1, 4, geometric=True, done=2).coef == pytest.approx(0.2)
+    assert ScheduledKL(0.5, 0.1, 1, geometric=False).coef == 0.5
+
+
+def test_a_rate_falls_where_the_kl_is_too_large_and_rises_to_its_peak() -> None:
+    controller = AdaptiveRate(coef=0.05, target=6.0, horizon=100)
+    slower = controller.update(60.0, 50)
+    assert slower.rate == pytest.approx(1 / 1.1) and slower.coef == 0.05
+    assert slower.update(6.0, 50) == slower
+    assert slower.update(0.0, 50).rate == 1.0 == controller.update(0.0, 50).rate
+    assert slower.update(60.0, 50).update(5.4, 50).rate == pytest.approx(1 / 1.21 / 0.95)
+    with pytest.raises(ValueError, match="measured KL is inf"):
+        controller.update(float("inf"), 50)

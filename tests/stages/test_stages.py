@@ -40,7 +40,7 @@ from prefloop.rewards.ensemble import EnsembleReward
 from prefloop.rewards.learned import LearnedReward, SharedTrunk
 from prefloop.rewards.resolve import resolve_reward
 from prefloop.run import Run
-from prefloop.stages import collect, direct, evaluate, group, label, pipeline, ppo, reward, rollouts, sft
+from prefloop.stages import collect, direct, evaluate, group, label, pipeline, ppo, reward, sft
 from prefloop.types import (
     Completion,
     Demonstration,
@@ -50,7 +50,6 @@ from prefloop.types import (
     PrefloopError,
     Prompt,
     Sampling,
-    Score,
 )
 
 ENGINE = EngineConfig(dtype="fp32", threads=1, token_budget=1500)
@@ -628,8 +627,7 @@ def test_ppo_raises_a_reward_and_nothing_without_one(seed: int) -> None:
 
 
 def toy_group(out: str, score: str, seed: int = 0, **rest: Any) -> GroupConfig:
-    known = toy(out, score, seed).model_dump(exclude={"value_clip", "value_coef", "gamma", "lam", "leave_one_out"})
-    del known["whiten_rewards"]
+    known = {k: v for k, v in toy(out, score, seed).model_dump().items() if k in GroupConfig.model_fields}
     return GroupConfig.model_validate(known | {"epochs": 1, "minibatches": 1} | rest)
 
 
@@ -830,14 +828,6 @@ def test_a_leash_holds() -> None:
     ppo.run(toy("held", "even", steps=8, kl=KLConfig(controller="fixed", coef=1.0)))
     free, held = (metrics(out)[-1]["kl/response"] for out in ("free", "held"))
     assert held < 0.5 * free
-
-
-def test_empty_and_unended_answers_score_no_more_than_a_limit() -> None:
-    whole, cut = answer("yes"), dataclasses.replace(answer("yes and"), finish_reason="length")
-    answers = [whole, cut, answer(""), answer(" \n"), dataclasses.replace(cut, text="no")]
-    scores = [Score(value=-2.0 if completion.text == "no" else 3.0) for completion in answers]
-    assert rollouts.shaped_scores(scores, answers, -1.0) == [3, -1, -1, -1, -2]
-    assert rollouts.shaped_scores(scores, answers, None) == [3, 3, 3, 3, -2]
 
 
 @pytest.mark.parametrize("lora", [None, LoraConfig(rank=2)], ids=["whole", "lora"])

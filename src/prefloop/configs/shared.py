@@ -38,6 +38,9 @@ class OptimConfig(Config):
     """Adam's averaging coefficients."""
     eps: float = Field(default=1e-8, gt=0)
     """Adam's epsilon (1e-5 in the 2019 PPO recipe)."""
+    eps_hat: bool = False
+    """Take eps as TensorFlow and the 2019 recipe do, beside the square root of the uncorrected second moment (epsilon
+    hat, Kingma & Ba 2015, section 2): where gradients are small, the first updates are too."""
     weight_decay: float = Field(default=0.0, ge=0)
     """Decoupled weight decay."""
     max_grad_norm: float = Field(default=1.0, gt=0)

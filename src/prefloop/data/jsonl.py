@@ -174,6 +174,9 @@ def _make_prompt(row: dict[str, Json], where: str) -> Prompt:
 
 def make_demonstration(row: dict[str, Json], where: str) -> Demonstration:
     """See `read_demonstrations`."""
+    if "text" in row:
+        text = text_field(row, "text", where)
+        return Demonstration(id=content_id(text), prompt=Prompt(id="", messages=()), completion=text)
     if "messages" in row:
         messages = read_messages(row["messages"], "messages", where)
         at = _last_answer(messages)
@@ -325,8 +328,8 @@ def read_prompts(path: str | Path) -> list[Prompt]:
 
 def read_demonstrations(path: str | Path) -> list[Demonstration]:
     """Demonstrations of a file that `rows` reads: our records; {"messages"} (its last assistant turn answers, what
-    follows is not read); {"prompt": string or messages, "completion": string}. Raises PrefloopError with file:line and
-    field."""
+    follows is not read); {"prompt": string or messages, "completion": string}; plain {"text"}, a demonstration that
+    answers nothing. Raises PrefloopError with file:line and field."""
     return [demonstration for _, demonstration in _read_all(path, make_demonstration)]
 
 

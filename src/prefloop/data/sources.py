@@ -1,4 +1,4 @@
-"""Where records come from: the shipped files, whatever `rows` reads, or a run folder."""
+"""Where records come from: the shipped files, whatever `rows` reads, a run folder, or problems that are made."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 
 from prefloop.data.arrow import is_saved
+from prefloop.data.gym import PREFIX, gym_demonstrations, gym_prompts
 from prefloop.data.jsonl import read_demonstrations, read_preferences, read_prompts, read_step_labels
 from prefloop.types import Demonstration, Preference, PrefloopError, Prompt, StepLabels
 
@@ -27,11 +28,14 @@ def _opened(source: str | Path, name: str) -> Iterator[Path]:
 
 
 def load_prompts(source: str | Path, *, splits: Sequence[str] = ()) -> list[Prompt]:
-    """Prompts of 'builtin' or a file, in file order, of the given splits (none given: all).
+    """Prompts of 'builtin', a file or "gym:TASK" (data/gym.py), in its order, of the given splits (none given: all).
 
     Raises PrefloopError when nothing is left, naming the splits that the source has."""
-    with _opened(source, "prompts.jsonl") as path:
-        prompts = read_prompts(path)
+    if str(source).startswith(PREFIX):
+        prompts = gym_prompts(str(source))
+    else:
+        with _opened(source, "prompts.jsonl") as path:
+            prompts = read_prompts(path)
     kept = [prompt for prompt in prompts if not splits or prompt.split in splits]
     if not kept:
         there = ", ".join(sorted({prompt.split for prompt in prompts}))
@@ -40,7 +44,9 @@ def load_prompts(source: str | Path, *, splits: Sequence[str] = ()) -> list[Prom
 
 
 def load_demonstrations(source: str | Path) -> list[Demonstration]:
-    """Demonstrations of 'builtin' or a file, in file order. Raises PrefloopError when there are none."""
+    """Demonstrations of 'builtin', a file or "gym:TASK", in its order. Raises PrefloopError when there are none."""
+    if str(source).startswith(PREFIX):
+        return gym_demonstrations(str(source))
     with _opened(source, "demonstrations.jsonl") as path:
         return read_demonstrations(path)
 

@@ -76,11 +76,14 @@ def given(parent: int, tokens: tuple[int, ...]) -> Node:
 
 def demonstration_trees(demonstration: Demonstration, encoder: Encoder) -> list[Tree]:
     """One tree that trains every assistant turn; where the template rewrites earlier turns, a tree for each stretch
-    that it leaves alone, all with the demonstration's id as trajectory.
+    that it leaves alone, all with the demonstration's id as trajectory. Plain text, which answers nothing, is cut to
+    the context.
 
     Raises PrefloopError for a demonstration longer than the model's context.
     """
     messages = demonstration.prompt.messages
+    if not messages:
+        return text_trees(demonstration, encoder)
     answers = [(i, m.content) for i, m in enumerate(messages) if m.role == "assistant"]
     answers.append((len(messages), demonstration.completion))
     stretches: list[list[Node]] = []
@@ -102,6 +105,21 @@ def demonstration_trees(demonstration: Demonstration, encoder: Encoder) -> list[
             )
     name = demonstration.id
     return [Tree(id=f"{name}/{i}", nodes=tuple(nodes), trajectory_id=name) for i, nodes in enumerate(stretches)]
+
+
+def text_trees(demonstration: Demonstration, encoder: Encoder) -> list[Tree]:
+    """Plain text alone, every token but the first predicted from those before it; one tree for each stretch that fills
+    the context. No token is added. Raises PrefloopError for a text of fewer than two tokens."""
+    tokens, name = encode_text(encoder.tokenizer, demonstration.completion), demonstration.id
+    parts = [tokens[start : start + encoder.context] for start in range(0, len(tokens), encoder.context)]
+    nodes = [
+        Node(parent=-1, tokens=part, author="person", fields={"weight": (0.0, *(1.0,) * (len(part) - 1))})
+        for part in parts
+        if len(part) > 1
+    ]
+    if not nodes:
+        raise PrefloopError(f"A text is too short to learn from ({demonstration.completion!r}); remove it.")
+    return [Tree(id=f"{name}/{i}", nodes=(node,), trajectory_id=name) for i, node in enumerate(nodes)]
 
 
 def answer_tree(prompt: Prompt, completions: Sequence[Completion], encoder: Encoder) -> Tree:

@@ -16,7 +16,7 @@ from prefloop.data.trees import Encoder
 from prefloop.engine.generate import LocalSampler
 from prefloop.engine.local import LocalLearner, LocalScorer, Pooling
 from prefloop.models.checkpoint import MANIFEST, load_head, load_members, read_checkpoint
-from prefloop.models.heads import ScalarHead
+from prefloop.models.heads import ScalarHead, value_head
 from prefloop.models.layers import freeze_below_top
 from prefloop.models.load import LoadedModel, context_length, load_model, stop_token_ids
 from prefloop.models.lora import attach
@@ -101,8 +101,9 @@ def build_learner(
     head: ScalarHead | None = None,
     pooling: Pooling = "last",
     seed: int = 0,
+    ema: float | None = None,
 ) -> LocalLearner:
-    """A learner of whole weights, or of adapters, with a scalar head if given."""
+    """A learner of whole weights, or of adapters, with a scalar head if given; `ema`: see RolloutConfig."""
     if lora is not None:
         attach(loaded.model, rank=lora.rank, alpha=lora.alpha, last_layers=optim.last_layers, seed=seed)
     elif optim.last_layers is not None:
@@ -118,6 +119,7 @@ def build_learner(
         lora=lora is not None,
         recompute=engine.recompute,
         compiles=engine.compile,
+        ema=ema,
     )
 
 
@@ -140,6 +142,23 @@ def build_reward_scorer(name: str, engine: EngineConfig) -> tuple[LocalScorer, C
     )
     scorer.members = [member.to(device) for member in load_members(folder)]
     return scorer, record
+
+
+def build_critic(name: str, encoder: Encoder, engine: EngineConfig, optim: OptimConfig) -> LocalLearner:
+    """A value model of its own: a reward model, whose head starts with its gain and bias (Stiennon et al. 2020), or a
+    policy with a head at 0. Raises PrefloopError where its tokens are not `encoder`'s."""
+    folder = resolve_checkpoint(name)
+    ours = (Path(folder) / MANIFEST).is_file() and read_checkpoint(folder).kind == "reward"
+    loaded = load(name, engine, "reward" if ours else "policy")
+    if loaded.tokenizer.get_vocab() != encoder.tokenizer.get_vocab():
+        raise PrefloopError(f"The critic {folder} has other tokens than the policy; give one of the policy's family.")
+    head = value_head(loaded.model.config.get_text_config().hidden_size)
+    if ours:
+        details, head = read_checkpoint(folder).details, load_head(folder)
+        with torch.no_grad():
+            head.weight.mul_(details.get("gain", 1.0))
+            head.bias.mul_(details.get("gain", 1.0)).add_(details.get("bias", 0.0))
+    return build_learner(loaded, engine, optim, head=head)
 
 
 def build_adapted_scorer(record: Checkpoint, engine: EngineConfig) -> LocalScorer:

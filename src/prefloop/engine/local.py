@@ -5,19 +5,21 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeAlias, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from prefloop.configs.shared import OptimConfig
-from prefloop.data.forest import Forest, Piece, Totals, build_forest, pack, pieces, tree_tokens
+from prefloop.data.forest import Forest, Totals, build_forest, pack, pieces, tree_tokens
 from prefloop.engine.objectives import Outputs, resolve_loss
-from prefloop.engine.verbs import Column, Read, Readings, Weights
+from prefloop.engine.readings import Cut, content_of, merge, readings_of
+from prefloop.engine.training import into, restore_tensors, training_tensors
+from prefloop.engine.verbs import Read, Readings, Weights
 from prefloop.models.checkpoint import load_state, load_training, save_checkpoint
 from prefloop.models.heads import ScalarHead
 from prefloop.models.layers import carried, compiled, layer_of, layers_of, recomputed, running
@@ -28,6 +30,9 @@ from prefloop.ops.logprobs import Compared, compared_logprobs, token_logprobs
 from prefloop.types import Checkpoint, PrefloopError, Tree
 
 Pooling = Literal["last", "mean"] | int  # of a response's states: the last, the mean of all, or of the last so many
+
+
+Reference: TypeAlias = "LocalScorer | Literal['adapter-off'] | None"
 
 
 class LocalScorer:
@@ -127,7 +132,7 @@ class LocalScorer:
         read: AbstractSet[Read],
         *,
         temperature: float = 1.0,
-        reference: LocalScorer | Literal["adapter-off"] | None = None,
+        reference: Reference = None,
     ) -> list[Readings]:
         """See verbs.Scorer. The reference shares the forest, so policy and reference run on the same micro-batches."""
         made: list[Readings] = [Readings() for _ in trees]
@@ -140,7 +145,7 @@ class LocalScorer:
         for place in large:
             for piece in pieces(trees[place], self.token_budget):
                 (reading,) = self._read([piece.tree], read, temperature, reference)
-                _merge(made[place], reading, piece.nodes)
+                merge(made[place], reading, piece.nodes)
         return made
 
     @torch.no_grad()
@@ -173,7 +178,7 @@ class LocalScorer:
         trees: Sequence[Tree],
         read: AbstractSet[Read],
         temperature: float,
-        reference: LocalScorer | Literal["adapter-off"] | None,
+        reference: Reference,
     ) -> list[Readings]:
         forest = build_forest(trees, self.device)
         lower: list[Any] = []
@@ -185,7 +190,7 @@ class LocalScorer:
             out = self.outputs(forest, states, read - {"logprobs", "entropy"}, temperature)
             both = self._against(forest, states, reference, temperature, lower)
             if self.unadapted:
-                self.lower[_content(trees)] = lower
+                self.lower[content_of(trees)] = lower
             columns = {
                 "logprobs": both.logp,
                 "entropy": both.entropy,
@@ -194,7 +199,7 @@ class LocalScorer:
                 "reference_logprobs": both.logq,
                 "exact_kl": both.kl,
             }
-        return _readings(forest, trees, columns, out.scores)
+        return readings_of(forest, trees, columns, out.scores)
 
     def _against(
         self, forest: Forest, states: Tensor, reference: LocalScorer | str, temperature: float, lower: list[Any]
@@ -202,74 +207,17 @@ class LocalScorer:
         if reference == "adapter-off" and not adapter_parameters(self.model):
             raise PrefloopError(f"{self.loaded.name} has no adapters to switch off; give a reference model.")
         other = self if isinstance(reference, str) else reference
-        with adapter_off(self.model) if isinstance(reference, str) else contextlib.nullcontext():
+        with torch.no_grad(), adapter_off(self.model) if isinstance(reference, str) else contextlib.nullcontext():
             states_q = other.hidden(forest, lower if other is self else [])
         return compared_logprobs(
             states[forest.sources],
             self.unembedding,
             states_q[forest.sources],
-            other.unembedding,
+            other.unembedding.detach(),
             forest.tokens[forest.targets],
             temperature=temperature,
             softcap=self.softcap,
         )
-
-
-def _content(trees: Iterable[Tree]) -> object:
-    return tuple((node.parent, node.tokens) for tree in trees for node in tree.nodes)
-
-
-def _readings(
-    forest: Forest, trees: Sequence[Tree], columns: Mapping[str, Tensor | None], scores: Tensor | None
-) -> list[Readings]:
-    made = [Readings() for _ in trees]
-    arrays = {name: column.float().cpu().numpy() for name, column in columns.items() if column is not None}
-    for span in forest.spans:
-        node = trees[span.tree].nodes[span.node]
-        kept = np.flatnonzero(np.asarray(node.fields["weight"]))
-        for name, array in arrays.items():
-            full: Column = np.zeros(len(node.tokens), dtype=np.float32)
-            full[kept] = array[span.start : span.stop]
-            _of(made[span.tree], name)[span.node] = full
-    if scores is not None:
-        for (tree, node_index), score in zip(forest.branches, scores.float().cpu().tolist(), strict=True):
-            _of(made[tree], "scores")[node_index] = score
-    return made
-
-
-def _merge(whole: Readings, part: Readings, nodes: Sequence[int]) -> None:
-    for column in dataclasses.fields(Readings):
-        for node, value in _of(part, column.name).items():
-            _of(whole, column.name)[nodes[node]] = value
-
-
-def _of(readings: Readings, name: str) -> dict[int, Any]:
-    found: dict[int, Any] = getattr(readings, name)  # built here, as dicts
-    return found
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Cut:
-    """A piece of a tree as a forest, and where its read tokens and branches stand in the whole tree's."""
-
-    forest: Forest
-    tokens: Tensor
-    branches: Tensor
-
-    @classmethod
-    def of(cls, piece: Piece, whole: Forest, device: torch.device) -> _Cut:
-        forest = build_forest([piece.tree], device)
-        starts = {span.node: span.start for span in whole.spans}
-        tokens = [starts[piece.nodes[s.node]] + offset for s in forest.spans for offset in range(s.stop - s.start)]
-        leaves = {node: index for index, (_, node) in enumerate(whole.branches)}
-        branches = [leaves[piece.nodes[node]] for _, node in forest.branches]
-        places = (torch.tensor(found, dtype=torch.long, device=device) for found in (tokens, branches))
-        return cls(forest, *places)
-
-    def columns(self, out: Outputs) -> list[tuple[str, Tensor, Tensor]]:
-        """What an output holds: its name, its values, and their places in the whole."""
-        known = ((f.name, getattr(out, f.name)) for f in dataclasses.fields(Outputs))
-        return [(n, v, self.branches if n == "scores" else self.tokens) for n, v in known if v is not None]
 
 
 class LocalLearner(LocalScorer):
@@ -286,11 +234,11 @@ class LocalLearner(LocalScorer):
         lora: bool = False,
         recompute: bool = False,
         compiles: bool = False,
+        ema: float | None = None,
     ) -> None:
         super().__init__(loaded, token_budget=token_budget, head=head, pooling=pooling, compiles=compiles)
         self.recompute = recompute
         self.version = 0
-        self.max_grad_norm = optim.max_grad_norm
         if lora:
             self.weights: list[Tensor] = list(adapter_parameters(self.model).values())
         else:
@@ -298,15 +246,23 @@ class LocalLearner(LocalScorer):
         self.masters = [w.detach().float().clone() if w.dtype != torch.float32 else w for w in self.weights]
         for weight, master in zip(self.weights, self.masters, strict=True):
             if master is not weight:
-                weight.register_post_accumulate_grad_hook(_into(master))  # type: ignore[no-untyped-call]  # torch's own
+                weight.register_post_accumulate_grad_hook(into(master))  # type: ignore[no-untyped-call]  # torch's own
         groups: list[dict[str, Any]] = [{"params": self.masters, "lr": 0.0}]
         if head is not None:
             groups.append({"params": list(head.parameters()), "lr": 0.0})
+        self.optim, self.ema = optim, ema
         self.optimizer = torch.optim.AdamW(
             groups, betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay, fused=True
         )
+        self.averages = [tensor.detach().clone() for tensor in self._trained()] if ema else []
 
-    def forward_backward(self, trees: Sequence[Tree], loss: str, params: Mapping[str, Any]) -> dict[str, float]:
+    def forward_backward(
+        self,
+        trees: Sequence[Tree],
+        loss: str,
+        params: Mapping[str, Any],
+        reference: Reference = None,
+    ) -> dict[str, float]:
         """See verbs.Learner. `params` may hold `temperature`; the rest goes to the loss."""
         function, read = resolve_loss(loss)
         params = dict(params)
@@ -319,39 +275,68 @@ class LocalLearner(LocalScorer):
             batch = [trees[i] for i in members]
             forest = build_forest(batch, self.device)
             if members[0] in large:
-                cut = [_Cut.of(piece, forest, self.device) for piece in pieces(batch[0], self.token_budget)]
-                out = self._first_pass(cut, forest, read, temperature)
+                cut = [Cut.of(piece, forest, self.device) for piece in pieces(batch[0], self.token_budget)]
+                out = self._first_pass(cut, forest, read, temperature, reference)
             else:
                 cut = []
-                lower = self.lower.get(_content(batch), []) if self.lower else []
-                out = self.outputs(forest, self.hidden(forest, lower), read, temperature)
+                lower = self.lower.get(content_of(batch), []) if self.lower else []
+                out = self._learned(forest, lower, read, temperature, reference)
             result = function(out, forest, totals, **params)
             if not torch.isfinite(result.loss):
                 names = ", ".join(tree.id for tree in batch[:3])
                 found = float(result.loss.detach())
                 raise PrefloopError(f"The {loss} loss is {found} on {names}, ...; lower the learning rate.")
             result.loss.backward()  # type: ignore[no-untyped-call]  # torch's own is untyped
-            self._second_pass(cut, out, read, temperature)
+            self._second_pass(cut, out, read, temperature, reference)
             for name, value in result.metrics.items():
                 number, before = float(value), metrics.get(name, 0.0)
                 metrics[name] = max(number, before) if name.endswith("_max") else before + number
         return metrics
 
+    def _learned(
+        self,
+        forest: Forest,
+        lower: list[Any],
+        read: AbstractSet[Read],
+        temperature: float,
+        reference: Reference,
+    ) -> Outputs:
+        """What a loss sees of a forest, with a gradient; with a reference the exact KL to it too."""
+        states = self.hidden(forest, lower)
+        out = self.outputs(forest, states, read, temperature)
+        if reference is None:
+            return out
+        return dataclasses.replace(out, exact_kl=self._against(forest, states, reference, temperature, []).kl)
+
     @torch.no_grad()
-    def _first_pass(self, cut: Sequence[_Cut], forest: Forest, read: AbstractSet[Read], temperature: float) -> Outputs:
+    def _first_pass(
+        self,
+        cut: Sequence[Cut],
+        forest: Forest,
+        read: AbstractSet[Read],
+        temperature: float,
+        reference: Reference,
+    ) -> Outputs:
         """Outputs of a tree that no forest holds, piece by piece, as leaves of the loss's graph."""
         found: dict[str, Tensor] = {}
         for part in cut:
-            out = self.outputs(part.forest, self.hidden(part.forest, []), read, temperature)
+            out = self._learned(part.forest, [], read, temperature, reference)
             for name, values, places in part.columns(out):
                 size = len(forest.leaves if name == "scores" else forest.targets)
                 found.setdefault(name, values.new_zeros(size))[places] = values
         return Outputs(**{name: values.requires_grad_() for name, values in found.items()})
 
-    def _second_pass(self, cut: Sequence[_Cut], whole: Outputs, read: AbstractSet[Read], temperature: float) -> None:
+    def _second_pass(
+        self,
+        cut: Sequence[Cut],
+        whole: Outputs,
+        read: AbstractSet[Read],
+        temperature: float,
+        reference: Reference,
+    ) -> None:
         """The pieces again, now with the gradient that the loss has at their outputs."""
         for part in cut:
-            out = self.outputs(part.forest, self.hidden(part.forest, []), read, temperature)
+            out = self._learned(part.forest, [], read, temperature, reference)
             grads = [(values, getattr(whole, name).grad, places) for name, values, places in part.columns(out)]
             reached = [(values, grad[places]) for values, grad, places in grads if grad is not None]
             torch.autograd.backward([values for values, _ in reached], [grad for _, grad in reached])
@@ -362,15 +347,37 @@ class LocalLearner(LocalScorer):
         norm = torch.nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
         if not torch.isfinite(norm):
             raise PrefloopError(f"The gradient norm is {float(norm)}; lower the learning rate or look at the data.")
-        if norm > self.max_grad_norm:
-            torch.nn.utils.clip_grads_with_norm_(params, self.max_grad_norm, norm)
+        if norm > self.optim.max_grad_norm:
+            torch.nn.utils.clip_grads_with_norm_(params, self.optim.max_grad_norm, norm)
+        self.version += 1
         for group, rate in zip(self.optimizer.param_groups, (lr, head_lr), strict=False):
             group["lr"] = rate
+            if self.optim.eps_hat:  # torch adds eps to sqrt(v / (1 - beta2^t)), TensorFlow to sqrt(v)
+                group["eps"] = self.optim.eps / math.sqrt(1 - self.optim.betas[1] ** self.version)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self._cast()
-        self.version += 1
+        if self.ema:
+            with torch.no_grad():
+                torch._foreach_lerp_(self.averages, self._trained(), 1 - self.ema)
         return {"optim/grad_norm": float(norm), "optim/lr": lr}
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within it the weights are their moving average, where one is kept; publish them anew inside and after."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for tensor, average in zip(self._trained() if self.averages else (), self.averages, strict=True):
+            kept = tensor.clone()
+            tensor.copy_(average)
+            average.copy_(kept)
+        self._cast()
 
     @torch.no_grad()
     def _cast(self) -> None:
@@ -383,8 +390,18 @@ class LocalLearner(LocalScorer):
         self.lower.clear()
         return Weights(self.version, self.loaded)
 
-    def save(self, folder: Path, record: Checkpoint, state: Mapping[str, Any], *, resumable: bool) -> None:
-        """See verbs.Learner."""
+    def save(
+        self,
+        folder: Path,
+        record: Checkpoint,
+        state: Mapping[str, Any],
+        *,
+        resumable: bool,
+        critic: LocalLearner | None = None,
+    ) -> None:
+        """See verbs.Learner. A critic's training state goes into the same files: both are saved, or neither."""
+        beside = {} if critic is None else {f"critic.{name}": value for name, value in critic._training().items()}
+        versions = {"version": self.version} | ({} if critic is None else {"critic_version": critic.version})
         save_checkpoint(
             folder,
             record=record,
@@ -392,53 +409,29 @@ class LocalLearner(LocalScorer):
             tokenizer=self.loaded.tokenizer,
             head=self.head,
             members=self.members,
-            training=self._training() if resumable else None,
-            state={**state, "version": self.version},
+            training=self._training() | beside if resumable else None,
+            state={**state, **versions},
         )
 
-    def load(self, folder: Path) -> Mapping[str, Any]:
-        """See verbs.Learner. Weights, moments and step counts come back bit for bit."""
+    def load(self, folder: Path, critic: LocalLearner | None = None) -> Mapping[str, Any]:
+        """See verbs.Learner. Weights, moments, averages and step counts come back bit for bit, a critic's too."""
         saved = load_training(folder)
         if "weight.0" not in saved:
             raise PrefloopError(f"The checkpoint {folder} holds no optimizer state to resume from; start from a step.")
         state = dict(load_state(folder))
         self.version = int(state["version"])
-        with torch.no_grad():
-            for index, param in enumerate(self._trained()):
-                param.copy_(saved[f"weight.{index}"])
-                if f"moment1.{index}" in saved:
-                    self.optimizer.state[param] = {
-                        "step": saved[f"step.{index}"].to(param.device, copy=True),
-                        "exp_avg": saved[f"moment1.{index}"].to(param.device, copy=True),
-                        "exp_avg_sq": saved[f"moment2.{index}"].to(param.device, copy=True),
-                    }
-        self._cast()
+        self._restore(saved)
+        if critic is not None:
+            critic.version = int(state["critic_version"])
+            critic._restore({name.removeprefix("critic."): value for name, value in saved.items() if "critic." in name})
         return state
 
     def _trained(self) -> list[Tensor]:
         return [*self.masters, *(self.head.parameters() if self.head is not None else ())]
 
     def _training(self) -> dict[str, Tensor]:
-        tensors: dict[str, Tensor] = {}
-        for index, param in enumerate(self._trained()):
-            tensors[f"weight.{index}"] = param.detach()
-            moments = self.optimizer.state.get(param)
-            if moments:
-                tensors[f"step.{index}"] = moments["step"]
-                tensors[f"moment1.{index}"] = moments["exp_avg"]
-                tensors[f"moment2.{index}"] = moments["exp_avg_sq"]
-        return tensors
+        return training_tensors(self._trained(), self.optimizer, self.averages)
 
-
-def _into(master: Tensor) -> Any:
-    """A hook that moves a bf16 gradient into its master's fp32 sum."""
-
-    def hook(weight: Tensor) -> None:
-        assert weight.grad is not None
-        if master.grad is None:
-            master.grad = weight.grad.float()
-        else:
-            master.grad += weight.grad
-        weight.grad = None
-
-    return hook
+    def _restore(self, saved: Mapping[str, Tensor]) -> None:
+        restore_tensors(self._trained(), self.optimizer, self.averages, saved)
+        self._cast()

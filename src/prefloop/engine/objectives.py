@@ -7,6 +7,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,20 +15,23 @@ from torch import Tensor
 from prefloop.data.forest import Forest, Totals
 from prefloop.engine.verbs import Read
 from prefloop.ops import losses
-from prefloop.ops.kl import k3
+from prefloop.ops.kl import k2, k3
 from prefloop.ops.masking import masked_sum
+from prefloop.ops.off_policy import importance_weights, not_too_far
 from prefloop.types import PrefloopError
 
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """What the model said of a forest: log-probs, entropy, values, steps [R], scores [B]; only what was asked for."""
+    """What the model said of a forest: log-probs, entropy, values, steps, exact KL to a reference [R], scores [B];
+    only what was asked for."""
 
     logprobs: Tensor | None = None
     entropy: Tensor | None = None
     values: Tensor | None = None
     scores: Tensor | None = None
     steps: Tensor | None = None
+    exact_kl: Tensor | None = None
 
     def need(self, name: Read) -> Tensor:
         value: Tensor | None = getattr(self, name)
@@ -47,10 +51,10 @@ class LossOut:
 LossFn = Callable[..., LossOut]
 
 
-def sft(out: Outputs, forest: Forest, totals: Totals) -> LossOut:
-    """Mean negative log-likelihood of the demonstrated tokens."""
+def sft(out: Outputs, forest: Forest, totals: Totals, *, coef: float = 1.0) -> LossOut:
+    """coef times the mean negative log-likelihood of the demonstrated tokens, which is logged."""
     loss = losses.sft(out.need("logprobs"), forest.field("weight")) / totals.tokens
-    return LossOut(loss, {"loss/train": loss.detach()})
+    return LossOut(coef * loss, {"loss/train": loss.detach()})
 
 
 def bradley_terry(
@@ -148,63 +152,140 @@ def ppo(
     totals: Totals,
     *,
     clip: float,
-    value_clip: float,
+    value_clip: float | None,
     value_coef: float,
+    kl_form: str | None = None,
+    kl_coef: float = 0.0,
     importance_cap: float | None = None,
 ) -> LossOut:
-    """Clipped policy and value losses, means over all response tokens (Schulman et al. 2017; Ziegler et al. 2019).
-    `importance_cap`: see _importance."""
+    """`ppo_policy` and value_coef times `value` of one model, which both read (Ziegler et al. 2019)."""
+    policy = ppo_policy(out, forest, totals, clip=clip, kl_form=kl_form, kl_coef=kl_coef, importance_cap=importance_cap)
+    values = value(out, forest, totals, value_clip=value_clip)
+    return LossOut(policy.loss + value_coef * values.loss, {**policy.metrics, **values.metrics})
+
+
+def ppo_policy(
+    out: Outputs,
+    forest: Forest,
+    totals: Totals,
+    *,
+    clip: float,
+    kl_form: str | None = None,
+    kl_coef: float = 0.0,
+    importance_cap: float | None = None,
+) -> LossOut:
+    """Clipped policy loss, the mean over all response tokens (Schulman et al. 2017), and where a form is given kl_coef
+    times the leash (see leash). `importance_cap`: see _importance."""
     mask, logprobs = forest.field("weight"), out.need("logprobs")
     importance = _importance(logprobs, forest, importance_cap)
     policy = losses.ppo_policy(
         logprobs, forest.field("old_logprobs"), forest.field("advantages") * importance, mask, clip=clip
     )
-    value = losses.ppo_value(
-        out.need("values"), forest.field("old_values"), forest.field("returns"), mask, clip=value_clip
-    )
-    count = totals.tokens
-    metrics = _policy_metrics(policy, count) | {
-        "value/loss": value.loss.detach() / count,
-        "value/clip_fraction": value.clip_fraction.detach() / count,
-    }
+    loss = policy.loss / totals.tokens
+    if kl_form is not None:
+        loss = loss + kl_coef * leash(out, forest, mask / totals.tokens, kl_form)
+    metrics = _policy_metrics(policy, totals.tokens)
     if importance_cap is not None:
-        metrics["sampler/importance"] = masked_sum(importance, mask) / count
-    return LossOut((policy.loss + value_coef * value.loss) / count, metrics)
-
-
-def grpo(
-    out: Outputs, forest: Forest, totals: Totals, *, clip: float, kl_coef: float, importance_cap: float | None = None
-) -> LossOut:
-    """Clipped policy loss and kl_coef times k3 to the reference, means over each response's tokens, then over responses
-    (Shao et al. 2024, arXiv 2402.03300, eq. 3). Without the field old_logprobs the ratio is 1: one update a rollout."""
-    logprobs, mask = out.need("logprobs"), forest.field("weight")
-    share = mask / _lengths(forest)[forest.branch_of] / totals.branches
-    importance = _importance(logprobs, forest, importance_cap)
-    advantages = forest.field("advantages") * importance
-    policy = losses.ppo_policy(logprobs, _old(logprobs, forest), advantages, share, clip=clip)
-    loss = policy.loss
-    if kl_coef:
-        loss = loss + kl_coef * masked_sum(k3(logprobs, forest.field("reference_logprobs")), share)
-    metrics = _policy_metrics(policy, 1.0) | _gap(logprobs, forest, totals)
-    if importance_cap is not None:
-        metrics["sampler/importance"] = masked_sum(importance, share)
+        metrics["sampler/importance"] = masked_sum(importance, mask) / totals.tokens
     return LossOut(loss, metrics)
 
 
-def rloo(out: Outputs, forest: Forest, totals: Totals, *, clip: float, importance_cap: float | None = None) -> LossOut:
-    """Clipped policy loss with one ratio a response, the mean over responses (Ahmadian et al. 2024, arXiv 2402.14740,
-    eq. 7, whose one update a rollout has no ratio). The leash is in the advantages."""
+def value(out: Outputs, forest: Forest, totals: Totals, *, value_clip: float | None) -> LossOut:
+    """Clipped value loss, the mean over all response tokens: a critic's own (Stiennon et al. 2020)."""
+    found = losses.ppo_value(
+        out.need("values"),
+        forest.field("old_values"),
+        forest.field("returns"),
+        forest.field("weight"),
+        clip=value_clip,
+    )
+    metrics = {"value/loss": found.loss.detach(), "value/clip_fraction": found.clip_fraction.detach()}
+    return LossOut(found.loss / totals.tokens, {name: sums / totals.tokens for name, sums in metrics.items()})
+
+
+def leash(out: Outputs, forest: Forest, share: Tensor, form: str) -> Tensor:
+    """KL to the reference as a loss, weighted by `share` [R] as the policy loss is; `form` is that of KLConfig.
+
+    k2 pulls towards the KL(pi || ref) of each token, k3 towards KL(ref || pi), exact is the whole vocabulary's
+    KL(pi || ref) at each place; none of these sees what a token does to later ones. k2_response, k2 of the response's
+    summed log-ratio, has the gradient of KL(pi || ref) of whole responses, on-policy (ops/kl.py)."""
+    if form == "exact":
+        return masked_sum(out.need("exact_kl"), share)
+    logprobs, reference = out.need("logprobs"), forest.field("reference_logprobs")
+    if form == "k2_response":
+        read = forest.field("weight") != 0
+        sums = (forest.per_branch(torch.where(read, column, 0.0)) for column in (logprobs, reference))
+        return masked_sum(k2(*sums), forest.per_branch(share) / _lengths(forest).clamp(min=1e-9))
+    return masked_sum({"k2": k2, "k3": k3}[form](logprobs, reference), share)
+
+
+def group(
+    out: Outputs,
+    forest: Forest,
+    totals: Totals,
+    *,
+    clip: float,
+    clip_high: float | None = None,
+    ratio: str = "token",
+    surrogate: str = "clipped",
+    mean: str = "response",
+    longest: int = 0,
+    kl_form: str = "k3",
+    kl_coef: float = 0.0,
+    correction: Mapping[str, Any] | None = None,
+) -> LossOut:
+    """Policy loss of the group methods (docs/methods/group.md says which takes what), by default GRPO's (Shao et al.
+    2024, arXiv 2402.03300, eq. 3), and kl_coef times the leash.
+
+    `ratio` pi / pi_old: of each "token"; one a "sequence", the product (RLOO: Ahmadian et al. 2024, arXiv 2402.14740);
+    or "geometric", its |y|-th root (GSPO: Zheng et al. 2025, arXiv 2507.18071, eq. 7). `surrogate`: "clipped" or
+    "weighted", see ops.losses. `mean` over tokens of each "response", then over responses; over all "token"s (DAPO);
+    "constant", the sum over responses times `longest` (Dr. GRPO). `correction`: see _corrected. Without the field
+    old_logprobs the ratio is 1: one update a rollout.
+    """
     logprobs, mask = out.need("logprobs"), forest.field("weight")
-    lengths = _lengths(forest)
-    advantages = forest.per_branch(forest.field("advantages") * mask) / lengths.clamp(min=1e-9)
-    log_ratio = forest.per_branch(logprobs - _old(logprobs, forest))
-    live = lengths > 0
-    importance = _importance(logprobs, forest, importance_cap, whole=True)
-    policy = losses.ppo_policy(log_ratio, torch.zeros_like(log_ratio), advantages * importance, live, clip=clip)
-    metrics = _policy_metrics(policy, totals.branches) | _gap(logprobs, forest, totals)
-    if importance_cap is not None:
-        metrics["sampler/importance"] = masked_sum(importance, live) / totals.branches
-    return LossOut(policy.loss / totals.branches, metrics)
+    lengths = _lengths(forest)[forest.branch_of]
+    tokens, constant = max(totals.tokens, 1e-9), float(totals.branches * longest)
+    share = mask / {"response": lengths * totals.branches, "token": mask.new_tensor(tokens)}.get(mean, constant)
+    log_ratio = logprobs - _old(logprobs, forest)
+    if ratio != "token":
+        log_ratio = forest.per_branch(log_ratio)[forest.branch_of] / (lengths if ratio == "geometric" else 1)
+    advantages, weights = _corrected(forest.field("advantages"), logprobs, forest, correction)
+    if surrogate == "weighted":
+        high = clip if clip_high is None else clip_high
+        policy = losses.weighted_policy(logprobs, log_ratio, advantages, share, clip=clip, clip_high=high)
+    else:
+        zeros = torch.zeros_like(log_ratio)
+        policy = losses.ppo_policy(log_ratio, zeros, advantages, share, clip=clip, clip_high=clip_high)
+    loss = policy.loss
+    if kl_coef:
+        loss = loss + kl_coef * leash(out, forest, share, kl_form)
+    whole = tokens / constant if mean == "constant" else 1.0  # what the shares add up to
+    metrics = _policy_metrics(policy, whole) | {"policy/loss": policy.loss.detach()}
+    if weights is not None:
+        metrics["sampler/importance"] = masked_sum(weights, share) / whole
+    return LossOut(loss, metrics | _gap(logprobs, forest, totals))
+
+
+def _corrected(
+    advantages: Tensor, logprobs: Tensor, forest: Forest, correction: Mapping[str, Any] | None
+) -> tuple[Tensor, Tensor | None]:
+    """Advantages times the weights of what another policy sampled (ops.off_policy), by the keys of CorrectionConfig;
+    and these weights [R].
+
+    A weight is pi_old / mu of a token, or of a whole answer; whether an answer is too far is asked of pi itself."""
+    if correction is None:
+        return advantages, None
+    sampled = forest.field("sampled_logprobs")
+    apart = _old(logprobs, forest) - sampled
+    if correction["level"] == "sequence":
+        apart = forest.per_branch(apart)[forest.branch_of]
+    weights = importance_weights(apart, beyond=correction["beyond"], low=correction["low"], high=correction["high"])
+    if correction["drop_above"] is not None:
+        lengths = _lengths(forest).clamp(min=1e-9)
+        far, signs = forest.per_branch(logprobs - sampled) / lengths, forest.per_branch(advantages)
+        weights = weights * not_too_far(far, signs, limit=correction["drop_above"])[forest.branch_of]
+    return advantages * weights, weights
 
 
 def _lengths(forest: Forest) -> Tensor:
@@ -218,14 +299,13 @@ def _old(logprobs: Tensor, forest: Forest) -> Tensor:
     return forest.fields.get("old_logprobs", logprobs.detach())
 
 
-def _importance(logprobs: Tensor, forest: Forest, cap: float | None, *, whole: bool = False) -> Tensor:
-    """min(pi_old(y) / pi_sampler(y), cap) of each token [R], or of each `whole` answer [B]: what a gradient is
-    multiplied by when the sampler's probabilities are not the learner's (Yao et al. 2025, truncated importance
-    sampling). 1 without a cap."""
+def _importance(logprobs: Tensor, forest: Forest, cap: float | None) -> Tensor:
+    """min(pi_old(y) / pi_sampler(y), cap) of each token [R]: what a gradient is multiplied by when the sampler's
+    probabilities are not the learner's (Yao et al. 2025, truncated importance sampling). 1 without a cap."""
     if cap is None:
         return logprobs.new_ones(())
-    apart = (_old(logprobs, forest) - forest.field("sampled_logprobs")).detach()
-    return (forest.per_branch(apart) if whole else apart).exp().clamp(max=cap)
+    apart = _old(logprobs, forest) - forest.field("sampled_logprobs")
+    return importance_weights(apart, beyond="truncate", high=cap)
 
 
 def _policy_metrics(policy: losses.PolicyLoss, count: float) -> dict[str, Tensor]:
@@ -239,7 +319,7 @@ def _policy_metrics(policy: losses.PolicyLoss, count: float) -> dict[str, Tensor
 
 def _gap(logprobs: Tensor, forest: Forest, totals: Totals) -> dict[str, Tensor]:
     apart = (logprobs.detach() - forest.field("sampled_logprobs")).abs()
-    return {"sampler/logprob_gap": masked_sum(apart, forest.field("weight")) / totals.tokens}
+    return {"sampler/logprob_gap": masked_sum(apart, forest.field("weight")) / max(totals.tokens, 1e-9)}
 
 
 LOSSES: dict[str, tuple[LossFn, frozenset[Read]]] = {
@@ -248,9 +328,10 @@ LOSSES: dict[str, tuple[LossFn, frozenset[Read]]] = {
     "plackett_luce": (plackett_luce, frozenset({"scores"})),
     "process": (process, frozenset({"steps"})),
     "dpo": (dpo, frozenset({"logprobs"})),
-    "grpo": (grpo, frozenset({"logprobs"})),
-    "rloo": (rloo, frozenset({"logprobs"})),
+    "group": (group, frozenset({"logprobs"})),
     "ppo": (ppo, frozenset({"logprobs", "values"})),
+    "ppo_policy": (ppo_policy, frozenset({"logprobs"})),
+    "value": (value, frozenset({"values"})),
 }
 
 

@@ -65,9 +65,11 @@ class Scorer(Protocol):
 class Learner(Scorer, Protocol):
     """A model that learns. Gradients add up until `optim_step`."""
 
-    def forward_backward(self, trees: Sequence[Tree], loss: str, params: Mapping[str, Any]) -> dict[str, float]:
+    def forward_backward(
+        self, trees: Sequence[Tree], loss: str, params: Mapping[str, Any], reference: Any = None
+    ) -> dict[str, float]:
         """Add the gradient of `loss` (a name in engine/objectives.py or "module:function") over the whole batch,
-        however it is split; returns the loss's metrics."""
+        however it is split; returns the loss's metrics. With a reference the loss sees the exact KL to it too."""
         ...
 
     def optim_step(self, lr: float, head_lr: float) -> dict[str, float]:

@@ -94,12 +94,22 @@ def _rate(outcomes: Sequence[Sequence[float]], seed: int) -> SliceRate:
     return SliceRate(win_rate(outcomes), low, high, len(outcomes))
 
 
+def score_gain(
+    ours: Mapping[str, Sequence[Answer]], theirs: Mapping[str, Sequence[Answer]], *, seed: int = 0
+) -> tuple[float, float, float]:
+    """How much higher the mean score of ours is on the same prompts, and its 95 % interval (low, high), which resamples
+    prompts with their pairs of means; of a verifier that is the gain of the pass rate."""
+    gains = [[_mean([a.score for a in ours[p]]) - _mean([b.score for b in theirs[p]])] for p in sorted(ours)]
+    return _mean([gain for (gain,) in gains]), *cluster_bootstrap(gains, seed=seed)
+
+
 def summarize(samples: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """The figures of an evaluation, from the lines of its samples.jsonl.
 
     Win rates of the model "policy" against "sft" (and "base" where it was sampled; null otherwise), their intervals and
-    slices; the policy's KL to "sft" in nats per response; per model the mean score, its parts, words, tokens, and the
-    share of answers that ended by themselves. PrefloopError when "policy" or "sft" is missing.
+    slices; the gain of the mean score over "sft", paired by prompt; the policy's KL to "sft" in nats per response; per
+    model the mean score, its parts, words, tokens, and the share of answers that ended by themselves. PrefloopError
+    when "policy" or "sft" is missing.
     """
     by_model: defaultdict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for sample in samples:
@@ -111,6 +121,7 @@ def summarize(samples: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     answers = {model: _answers(rows) for model, rows in by_model.items()}
     rate = compare(answers["policy"], answers["sft"], slices)
     base = compare(answers["policy"], answers["base"], slices) if "base" in answers else None
+    gain, low, high = score_gain(answers["policy"], answers["sft"])
     models = {name: _describe(rows) for name, rows in by_model.items()}
     drifts = [row["kl"] for row in by_model["policy"] if "kl" in row]
     return {
@@ -121,6 +132,9 @@ def summarize(samples: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         "win_rate_vs_base": base and base.win_rate,
         "win_rate_vs_base_low": base and base.low,
         "win_rate_vs_base_high": base and base.high,
+        "score_gain": gain,
+        "score_gain_low": low,
+        "score_gain_high": high,
         "n_prompts": rate.n_prompts,
         "wins": rate.wins,
         "ties": rate.ties,

@@ -1,5 +1,7 @@
 """Returns, advantages, baselines of responses of L tokens, G to each of P prompts; recursions run in float64."""
 
+from typing import Literal
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -34,10 +36,32 @@ def leave_one_out(scores: Float[Tensor, "P G"]) -> Float[Tensor, "P G"]:
     return (scores.sum(dim=1, keepdim=True) - scores) / (scores.shape[1] - 1)
 
 
-def group_normalised(scores: Float[Tensor, "P G"]) -> Float[Tensor, "P G"]:
-    """(r - mean) / (std + 1e-4) within each group, with the unbiased std: 0 where all answers score alike.
+def group_advantages(
+    scores: Float[Tensor, "P G"],
+    *,
+    centre: Literal["none", "group", "others", "batch"],
+    scale: Literal["none", "group", "batch"],
+) -> Float[Tensor, "P G"]:
+    """(r - b) / (s + 1e-4), with b the mean of the group, of the others in it or of the batch, s the unbiased std of
+    the group or of the batch; without a scale r - b. 0 where all answers of a group that is the centre score alike.
 
-    GRPO (Shao et al. 2024, arXiv 2402.03300, section 4.1.2); the paper leaves open which std, its code and TRL take
-    this one.
+    group, group: GRPO (Shao et al. 2024, arXiv 2402.03300, section 4.1.2; it leaves open which std, its code and TRL
+    take this one). group, none: Dr. GRPO (Liu et al. 2025, arXiv 2503.20783). others, none: RLOO. batch, batch:
+    REINFORCE++, group, batch: its variant with a baseline (Hu 2025, arXiv 2501.03262).
     """
-    return (scores - scores.mean(dim=1, keepdim=True)) / (scores.std(dim=1, keepdim=True) + 1e-4)
+    if centre == "others":
+        left = scores - leave_one_out(scores)
+    elif centre == "group":
+        left = scores - scores.mean(dim=1, keepdim=True)
+    else:
+        left = scores - scores.mean() if centre == "batch" else scores
+    if scale == "none":
+        return left
+    return left / ((scores.std(dim=1, keepdim=True) if scale == "group" else scores.std()) + 1e-4)
+
+
+def overlong_penalty(length: int, longest: int, buffer: float) -> float:
+    """0 up to longest - buffer tokens, then falling in a line to -1 at longest: DAPO's soft overlong punishment (Yu et
+    al. 2025, arXiv 2503.14476, eq. 13; there longest 20,480 and buffer 4,096)."""
+    over = length - (longest - buffer)
+    return -min(over / buffer, 1.0) if over > 0 and buffer else -float(over > 0)

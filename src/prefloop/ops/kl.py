@@ -38,10 +38,35 @@ class FixedKL:
     """A KL coefficient that stays as it is."""
 
     coef: float
+    rate: float = 1.0
 
     def update(self, kl: float, episodes: int) -> "FixedKL":
         """Itself, whatever the measured KL."""
         return self
+
+
+@dataclass(frozen=True)
+class ScheduledKL:
+    """A KL coefficient that goes from `first` to `last` over `batches`, in equal differences or (geometric) equal
+    ratios: a strong leash that is let out, or one that is drawn in. `done` batches lie behind."""
+
+    first: float
+    last: float
+    batches: int
+    geometric: bool
+    done: int = 0
+    rate: float = 1.0
+
+    @property
+    def coef(self) -> float:
+        share = self.done / max(self.batches - 1, 1)
+        if self.geometric:
+            return float(self.first ** (1 - share) * self.last**share)
+        return (1 - share) * self.first + share * self.last
+
+    def update(self, kl: float, episodes: int) -> "ScheduledKL":
+        """One batch further, whatever the measured KL."""
+        return replace(self, done=self.done + 1)
 
 
 @dataclass(frozen=True)
@@ -56,6 +81,7 @@ class AdaptiveKL:
     target: float
     horizon: float
     clip: float = 0.2
+    rate: float = 1.0
 
     def update(self, kl: float, episodes: int) -> "AdaptiveKL":
         """coef * (1 + e * episodes / horizon), with e = clip(kl / target - 1, -clip, clip).
@@ -63,12 +89,32 @@ class AdaptiveKL:
         kl is the mean over the batch's `episodes` responses. ValueError when kl is not finite, or when the horizon is
         so short that the coefficient could reach 0.
         """
-        if not math.isfinite(kl):
-            raise ValueError(f"adaptive KL: the measured KL is {kl}; look for NaN or infinite log-probabilities")
-        if self.clip * episodes >= self.horizon:
-            raise ValueError(
-                f"adaptive KL: a horizon of {self.horizon:g} episodes is too short for batches of {episodes}; "
-                f"set it above {self.clip * episodes:g}"
-            )
-        error = min(max(kl / self.target - 1, -self.clip), self.clip)
-        return replace(self, coef=self.coef * (1 + error * episodes / self.horizon))
+        return replace(self, coef=self.coef * _correction(self, kl, episodes))
+
+
+@dataclass(frozen=True)
+class AdaptiveRate:
+    """A fixed KL coefficient and a multiplier `rate` <= 1 of the learning rate, which steers the measured KL towards
+    `target` as AdaptiveKL's coefficient does, in the other direction: a policy too far away learns more slowly."""
+
+    coef: float
+    target: float
+    horizon: float
+    clip: float = 0.2
+    rate: float = 1.0
+
+    def update(self, kl: float, episodes: int) -> "AdaptiveRate":
+        """min(1, rate / (1 + e * episodes / horizon)); e, kl and ValueError as for AdaptiveKL."""
+        return replace(self, rate=min(1.0, self.rate / _correction(self, kl, episodes)))
+
+
+def _correction(by: AdaptiveKL | AdaptiveRate, kl: float, episodes: int) -> float:
+    if not math.isfinite(kl):
+        raise ValueError(f"adaptive KL: the measured KL is {kl}; look for NaN or infinite log-probabilities")
+    if by.clip * episodes >= by.horizon:
+        raise ValueError(
+            f"adaptive KL: a horizon of {by.horizon:g} episodes is too short for batches of {episodes}; "
+            f"set it above {by.clip * episodes:g}"
+        )
+    error = min(max(kl / by.target - 1, -by.clip), by.clip)
+    return 1 + error * episodes / by.horizon

@@ -111,22 +111,56 @@ def ppo_policy(
     mask: Shaped[Tensor, " R"],
     *,
     clip: float,
+    clip_high: float | None = None,
 ) -> PolicyLoss:
-    """-sum_r min(rho A, clip(rho, 1 - clip, 1 + clip) A), with rho = exp(logprobs - old_logprobs).
+    """-sum_r min(rho A, clip(rho, 1 - clip, 1 + clip_high) A), with rho = exp(logprobs - old_logprobs).
 
-    Schulman et al. 2017 (arXiv 1707.06347), eq. 7. `clip_fraction` counts the tokens whose clipped term was the smaller
+    Schulman et al. 2017 (arXiv 1707.06347), eq. 7, where clip_high is clip, as it is where not given; DAPO (Yu et al.
+    2025, arXiv 2503.14476, eq. 8) has it higher. `clip_fraction` counts the tokens whose clipped term was the smaller
     one (no gradient); `approx_kl` sums (log rho)^2 / 2, in nats.
     """
-    live = mask != 0
-    log_ratio = torch.where(live, logprobs - old_logprobs, 0.0)
+    live, log_ratio = _log_ratio(logprobs, old_logprobs, mask)
     ratio = log_ratio.exp()
-    free, clipped = -ratio * advantages, -ratio.clamp(1 - clip, 1 + clip) * advantages
+    high = 1 + (clip if clip_high is None else clip_high)
+    free, clipped = -ratio * advantages, -ratio.clamp(1 - clip, high) * advantages
     return PolicyLoss(
         loss=masked_sum(torch.maximum(free, clipped), mask),
         clip_fraction=masked_sum((clipped > free).to(ratio.dtype), mask),
         approx_kl=masked_sum(0.5 * log_ratio.detach() ** 2, mask),
         ratio_max=torch.cat([ratio.detach()[live], ratio.new_zeros(1)]).max(),
     )
+
+
+def weighted_policy(
+    logprobs: Float[Tensor, " R"],
+    log_ratio: Float[Tensor, " R"],
+    advantages: Float[Tensor, " R"],
+    mask: Shaped[Tensor, " R"],
+    *,
+    clip: float,
+    clip_high: float,
+) -> PolicyLoss:
+    """-sum_r w A logprobs, with the weight w = clip(exp(log_ratio), 1 - clip, 1 + clip_high) without a gradient.
+
+    CISPO (MiniMax-M1, arXiv 2506.13585, eq. 4): the weight is clipped instead of the update, so that every token keeps
+    a gradient. `clip_fraction` counts the tokens whose weight was clipped; the rest is as in ppo_policy.
+    """
+    live, log_ratio = _log_ratio(log_ratio.detach(), torch.zeros_like(log_ratio), mask)
+    ratio = log_ratio.exp()
+    weight = ratio.clamp(1 - clip, 1 + clip_high)
+    return PolicyLoss(
+        loss=-masked_sum(weight * advantages * logprobs, mask),
+        clip_fraction=masked_sum((weight != ratio).to(ratio.dtype), mask),
+        approx_kl=masked_sum(0.5 * log_ratio**2, mask),
+        ratio_max=torch.cat([ratio[live], ratio.new_zeros(1)]).max(),
+    )
+
+
+def _log_ratio(
+    logprobs: Float[Tensor, " R"], old_logprobs: Float[Tensor, " R"], mask: Shaped[Tensor, " R"]
+) -> tuple[Tensor, Tensor]:
+    live = mask != 0
+    return live, torch.where(live, logprobs - old_logprobs, 0.0)
 
 
 def ppo_value(

@@ -167,10 +167,21 @@ def _math(task: Task) -> Task:
     return {"ok": same, "why": f"{found[0]!s:.80} is not {gold[0]!s:.80}"}
 
 
+def _gym(task: Task) -> Task:
+    """Makes the problem again, and asks the library that made it."""
+    import reasoning_gym
+
+    origin = task["origin"]
+    made = reasoning_gym.create_dataset(origin["task"], seed=origin["seed"], size=origin["size"], **origin["config"])
+    score = float(made.score_answer(task["text"], made[origin["index"]]))
+    return {"ok": score >= 1.0, "why": f"the answer is {task['text']!r:.80}, which scores {score:.3g}"}
+
+
 TASKS: dict[str, Callable[[Task], Task]] = {
     "program": _program,
     "asserts": _asserts,
     "regex": _regex,
     "schema": _schema,
     "math": _math,
+    "gym": _gym,
 }

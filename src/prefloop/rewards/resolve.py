@@ -9,12 +9,17 @@ from pathlib import Path
 from prefloop.configs.shared import EngineConfig
 from prefloop.engine.build import resolve_checkpoint
 from prefloop.rewards.ensemble import names_ensemble, resolve_ensemble
+from prefloop.rewards.language import PREFIX as LANGUAGE
+from prefloop.rewards.language import language
 from prefloop.rewards.learned import LearnedReward
 from prefloop.rewards.process import ProcessReward, names_process
 from prefloop.rewards.rubric import rubric
+from prefloop.rewards.tags import PREFIX as TAGGED
+from prefloop.rewards.tags import format, tagged
 from prefloop.rewards.verifiers import (
     constraints,
     exact,
+    gym,
     json_schema,
     math,
     numeric,
@@ -34,6 +39,8 @@ REWARDS: dict[str, RewardFn] = {
     "regex": regex,
     "json_schema": json_schema,
     "constraints": constraints,
+    "gym": gym,
+    "format": format,
     "unit_tests": unit_tests,
     "unit_tests_unsafe": unit_tests_unsafe,
 }
@@ -54,9 +61,14 @@ def reward_parents(name: str, role: str = "reward") -> dict[str, str]:
 
 def resolve_reward(name: str, engine: EngineConfig) -> RewardFn:
     """A name of the table, a reward model's run or checkpoint folder, several ("mean:A,B", see rewards/ensemble.py), a
-    process reward model's ("steps=product:A", see rewards/process.py), or the user's own "module:function"."""
+    process reward model's ("steps=product:A", see rewards/process.py), any of these on what an answer tag holds
+    ("tagged=math"), "language=CODE", or the user's own "module:function"."""
     if name in REWARDS:
         return REWARDS[name]
+    if name.startswith(TAGGED):
+        return tagged(resolve_reward(name.removeprefix(TAGGED), engine))
+    if name.startswith(LANGUAGE):
+        return language(name.removeprefix(LANGUAGE))
     if name and Path(name).is_dir():
         return LearnedReward(name, engine)
     if names_ensemble(name):

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from typing import TypeVar
 
+from prefloop.data.gym import exact_alone
 from prefloop.rewards.answers import LONGEST, fenced, final_answer, normal, number
 from prefloop.rewards.constraints import CONSTRAINTS, limits, required
 from prefloop.rewards.refusals import PLAIN, WORD
@@ -76,6 +77,29 @@ def math(prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[S
         return {"kind": "math", "target": _formula(target), "text": _formula(found)} if found else "there is no answer"
 
     return _judged("math", task, prompts, completions, ("math_verify", "sympy"))
+
+
+def gym(prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Score]:
+    """1 where the answer is the target, or reasoning-gym's own check of the task has nothing to object to it; what that
+    says of half an answer is not counted. The answer is the final one, of targets of several lines the whole text.
+
+    Checks of that library may run an answer as code, so they are asked behind walls, and only where they may give full
+    marks to another answer than the target."""
+
+    def answer(prompt: Prompt, text: str) -> str:
+        return text.strip() if "\n" in _target(prompt).strip() else final_answer(text)
+
+    def task(prompt: Prompt, text: str) -> Json:
+        origin, found = _check(prompt, "gym", dict), answer(prompt, text)
+        if not found or exact_alone(origin):
+            return f"the answer is {found!r:.80}" if found else "there is no answer"
+        return {"kind": "gym", "origin": origin, "text": found}
+
+    pairs = _pairs("gym", prompts, completions)
+    same = [answer(p, c.text) == _target(p).strip() for p, c in pairs]
+    rest = [pair for pair, right in zip(pairs, same, strict=True) if not right]
+    asked = iter(_judged("gym", task, [p for p, _ in rest], [c for _, c in rest], ("reasoning_gym",), SAFE))
+    return [_verdict("gym", True, "") if right else next(asked) for right in same]
 
 
 def unit_tests(prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Score]:
@@ -181,12 +205,13 @@ def _judged(
     prompts: Sequence[Prompt],
     completions: Sequence[Completion],
     libraries: Sequence[str] = (),
+    walls: Sequence[Wall] = ANY,
 ) -> list[Score]:
     """Scores by a sandbox that runs our own code on the answers' text; a task that is a text says why there is none."""
     pairs = _pairs(by, prompts, completions)
     tasks = [task(p, c.text) if len(c.text) <= LONGEST else "the answer is too long" for p, c in pairs]
     scores = []
-    with Sandbox(ANY, libraries) as sandbox:
+    with Sandbox(walls, libraries) as sandbox:
         for prompt, asked in zip(prompts, tasks, strict=True):
             reply: Reply = {"why": asked} if isinstance(asked, str) else sandbox.ask(asked, SECONDS)
             if wrong := reply.get("wrong"):

@@ -13,6 +13,7 @@ import numpy as np
 from prefloop.annotators.simulated import Annotator
 from prefloop.annotators.simulated import judge as ask
 from prefloop.configs.online import OnlineConfig
+from prefloop.configs.rollout import ShapingConfig
 from prefloop.data.pairing import comparison_id, first_wins
 from prefloop.data.sources import load_prompts
 from prefloop.data.trees import answer_tree, with_fields
@@ -25,12 +26,13 @@ from prefloop.engine.build import (
     resolve_checkpoint,
     use_threads,
 )
+from prefloop.engine.local import Reference
 from prefloop.engine.schedule import rate, take
 from prefloop.rewards.mix import MixedReward
 from prefloop.rewards.resolve import resolve_reward
+from prefloop.rewards.shaping import Shaping
 from prefloop.run import Run, progress
 from prefloop.stages.rollouts import (
-    Reference,
     Rollout,
     Watch,
     check_gap,
@@ -41,7 +43,6 @@ from prefloop.stages.rollouts import (
     record,
     reward_sources,
     sampler_gap,
-    shaped_scores,
 )
 from prefloop.stages.sampling import sample_groups
 from prefloop.stages.saving import resume, save_final, save_step
@@ -69,6 +70,7 @@ def run(config: OnlineConfig) -> Mapping[str, Any]:
         start, state = resume(run, learner, parent)
         mix = config.mix and MixedReward(config.mix, config.reward, config.engine, state.get("mix", {}))
         reward = mix or resolve_reward("rubric" if config.panel else config.reward, config.engine)
+        shape = Shaping(ShapingConfig(), config.missing_stop_score, {}, {})
         loss, params = objective(config)
 
         with progress(config.steps, "steps", done=start) as bar:
@@ -84,7 +86,7 @@ def run(config: OnlineConfig) -> Mapping[str, Any]:
                 flat_prompts = [prompt for prompt, group in zip(chosen, groups, strict=True) for _ in group]
                 flat = [completion for group in groups for completion in group]
                 judged = reward(flat_prompts, flat)
-                scores = shaped_scores(judged, flat, config.missing_stop_score)
+                scores = shape(judged, flat_prompts, flat)
                 trees = [answer_tree(prompt, group, encoder) for prompt, group in zip(chosen, groups, strict=True)]
                 readings = read_policy(learner, reference, trees, [range(len(trees))], set(), config.temperature)
                 rollouts = gather(chosen, groups, scores, readings)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from prefloop.configs.rejection import RejectionConfig
+from prefloop.configs.rollout import ShapingConfig
 from prefloop.data.forest import tree_tokens
 from prefloop.data.rows import read_jsonl
 from prefloop.data.sources import load_prompts
@@ -23,8 +24,9 @@ from prefloop.models.checkpoint import latest_checkpoint
 from prefloop.ops.ensembles import best_of_n, best_of_n_kl
 from prefloop.rewards.mix import MixedReward
 from prefloop.rewards.resolve import RewardFn, resolve_reward
+from prefloop.rewards.shaping import Shaping
 from prefloop.run import Run, progress
-from prefloop.stages.rollouts import reward_sources, shaped_scores
+from prefloop.stages.rollouts import reward_sources
 from prefloop.stages.sampling import sample_groups
 from prefloop.stages.saving import resume, save_final, save_step
 from prefloop.types import Completion, PrefloopError, Prompt, Sampling, from_json
@@ -155,7 +157,8 @@ def judge(
     """Score each prompt's answers and choose the one that is kept: the best, of equals the first, or any."""
     flat = [answer for group in groups for answer in group]
     asked = [prompt for prompt, group in zip(prompts, groups, strict=True) for _ in group]
-    scores = iter(shaped_scores(reward(asked, flat), flat, config.missing_stop_score))
+    shape = Shaping(ShapingConfig(), config.missing_stop_score, {}, {})
+    scores = iter(shape(reward(asked, flat), asked, flat))
     made = []
     for prompt, group in zip(prompts, groups, strict=True):
         own = [next(scores) for _ in group]

@@ -3,27 +3,27 @@ must hold whatever the method."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 
 from prefloop.configs.rejection import RejectionConfig
-from prefloop.configs.rollout import KLConfig, SampledConfig
+from prefloop.configs.rollout import KLConfig, RolloutConfig, SampledConfig
 from prefloop.data.rows import read_jsonl
 from prefloop.engine.build import compute_dtype, resolve_checkpoint
-from prefloop.engine.local import LocalLearner, LocalScorer
+from prefloop.engine.local import LocalLearner, Reference
 from prefloop.engine.verbs import Column, Read, Readings
 from prefloop.evals.winrate import outcome
-from prefloop.ops.kl import AdaptiveKL, FixedKL, k3
+from prefloop.ops.kl import AdaptiveKL, AdaptiveRate, FixedKL, ScheduledKL, k3
 from prefloop.rewards.resolve import resolve_reward, reward_parents
+from prefloop.rewards.shaping import Shaping
 from prefloop.run import Run
-from prefloop.types import Completion, PrefloopError, Prompt, Score, Tree, from_json, to_json
+from prefloop.types import Completion, Json, PrefloopError, Prompt, Score, Tree, from_json, to_json
 
-Reference = LocalScorer | Literal["adapter-off"] | None
+Controller = AdaptiveKL | AdaptiveRate | FixedKL | ScheduledKL
 IMPORTANCE_CAP = 2.0  # where rollouts come from weights of another precision (Yao et al. 2025)
 GAP = {torch.float32: 1e-4, torch.bfloat16: 0.05}  # sampler against learner: most nats a token, on average
 
@@ -112,24 +112,44 @@ def reward_sources(config: SampledConfig | RejectionConfig) -> dict[str, str]:
     return {role: own for name, reward in names.items() for role, own in reward_parents(reward, name).items()}
 
 
-def shaped_scores(
-    scores: Sequence[Score], completions: Sequence[Completion], missing_stop_score: float | None
-) -> list[float]:
-    """Scores, of answers that are empty or did not end by themselves at most `missing_stop_score`: what an empty answer
-    is worth no reward model was shown."""
-    values = [score.value for score in scores]
-    if missing_stop_score is None:
-        return values
-    whole = [c.finish_reason == "stop" and bool(c.text.strip()) for c in completions]
-    return [value if good else min(value, missing_stop_score) for value, good in zip(values, whole, strict=True)]
+def shaping(config: RolloutConfig, judge: Callable[..., Sequence[Score]], state: Mapping[str, Json]) -> Shaping:
+    """What becomes of the run's scores; `judge` scores the baseline's answers where these bound them."""
+    scores: dict[str, list[float]] = {}
+    if config.shaping.bound == "prompt" and config.baseline:
+        prompts, answers = baseline_answers(config)
+        for prompt, score in zip(prompts, judge(prompts, answers), strict=True):
+            scores.setdefault(prompt.id, []).append(score.value)
+    means = {name: float(np.mean(values)) for name, values in scores.items()}
+    return Shaping(config.shaping, config.missing_stop_score, means, state)
 
 
-def controller(config: KLConfig, episodes: int, coef: float | None) -> AdaptiveKL | FixedKL:
-    """The KL coefficient's controller, from the start or from a checkpoint's coefficient."""
-    now = config.coef if coef is None else coef
-    if config.controller == "fixed":
-        return FixedKL(now)
-    return AdaptiveKL(now, config.target, config.horizon * episodes, config.clip)
+def controller(config: KLConfig, episodes: int, steps: int, start: int, state: Mapping[str, Json]) -> Controller:
+    """What holds the KL in batches of `episodes`, before step `start` of `steps`; `state` is a checkpoint's."""
+    coef, rate, horizon = state.get("kl_coef", config.coef), state.get("kl_rate", 1.0), config.horizon * episodes
+    match config.controller:
+        case "fixed":
+            return FixedKL(coef)
+        case "adaptive":
+            return AdaptiveKL(coef, config.target, horizon, config.clip)
+        case "rate":
+            return AdaptiveRate(coef, config.target, horizon, config.clip, rate)
+    assert config.last is not None
+    return ScheduledKL(config.coef, config.last, steps, config.controller == "geometric", start)
+
+
+def counted(measured: Mapping[str, float], config: KLConfig) -> float:
+    """The exact KL as the target counts it: its mean is that of kl/response, with less noise."""
+    return measured["kl/exact"] / (measured["length/tokens"] if config.per == "token" else 1.0)
+
+
+def beyond(measured: Mapping[str, float], config: KLConfig, step: int) -> str | None:
+    """Why a policy so far from its reference is the last; None while it may go on."""
+    if config.stop is None or (found := counted(measured, config)) <= config.stop:
+        return None
+    return (
+        f"KL to the reference is {found:.3g} nats a {config.per} after {step} steps, above kl.stop = {config.stop:g}: "
+        "the run ends here, with this policy as its checkpoint. Raise kl.coef or lower optim.lr to go on for longer."
+    )
 
 
 def check_gap(gap: float, step: int, config: SampledConfig) -> None:
@@ -177,6 +197,11 @@ def measure(rollouts: Sequence[Rollout]) -> dict[str, float]:
         found["kl/response"] = float(np.mean([r.log_ratio.sum() for r in rollouts]))
         k3s = [k3(torch.from_numpy(r.logprobs), torch.from_numpy(r.columns["reference"])).sum() for r in rollouts]
         found["kl/k3"] = float(np.mean([float(value) for value in k3s]))
+        slices: dict[str, list[float]] = {}
+        for r in rollouts:
+            slices.setdefault(r.prompt.slice or "none", []).append(float(r.log_ratio.sum()))
+        if len(slices) > 1:
+            found |= {f"kl_slice/{name}": float(np.mean(sums)) for name, sums in sorted(slices.items())}
     if "exact_kl" in rollouts[0].columns:
         found["kl/exact"] = float(np.mean([r.columns["exact_kl"].sum() for r in rollouts]))
     if "entropy" in rollouts[0].columns:
@@ -191,6 +216,16 @@ def record(run: Run, step: int, rollouts: Sequence[Rollout]) -> None:
         run.sample(step, row | ({"kl": float(r.log_ratio.sum())} if "reference" in r.columns else {}))
 
 
+def baseline_answers(config: SampledConfig) -> tuple[list[Prompt], list[Completion]]:
+    """The starting policy's answers among the baseline's, at the run's temperature, and their prompts."""
+    rows = [row for _, row in read_jsonl(f"{config.baseline}/samples.jsonl")]
+    start = resolve_checkpoint(config.policy)
+    rows = [r for r in rows if r["completion"]["sampling"]["temperature"] == config.temperature]
+    rows = [r for r in rows if r.get("model", start) == start]
+    prompts = [from_json(Prompt, row["prompt"]) for row in rows]
+    return prompts, [from_json(Completion, row["completion"]) for row in rows]
+
+
 class Watch:
     """A judge that only looks on: its score of the rollouts, and how often they beat the starting policy's answers."""
 
@@ -199,12 +234,7 @@ class Watch:
         self.baseline: dict[str, list[float]] = {}
         if self.judge is None or not config.baseline:
             return
-        rows = [row for _, row in read_jsonl(f"{config.baseline}/samples.jsonl")]
-        start = resolve_checkpoint(config.policy)
-        rows = [r for r in rows if r["completion"]["sampling"]["temperature"] == config.temperature]
-        rows = [r for r in rows if r.get("model", start) == start]
-        prompts = [from_json(Prompt, row["prompt"]) for row in rows]
-        answers = [from_json(Completion, row["completion"]) for row in rows]
+        prompts, answers = baseline_answers(config)
         for prompt, score in zip(prompts, self.judge(prompts, answers), strict=True):
             self.baseline.setdefault(prompt.id, []).append(score.value)
 

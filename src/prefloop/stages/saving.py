@@ -13,7 +13,9 @@ from prefloop.run import Run
 from prefloop.types import Checkpoint
 
 
-def resume(run: Run, learner: LocalLearner, parent: str) -> tuple[int, Mapping[str, Any]]:
+def resume(
+    run: Run, learner: LocalLearner, parent: str, critic: LocalLearner | None = None
+) -> tuple[int, Mapping[str, Any]]:
     """The first step still to do, and the loop's saved state; (0, {}) for a fresh run."""
     folder = latest_checkpoint(run.path / "checkpoints")
     if folder is None:
@@ -21,16 +23,23 @@ def resume(run: Run, learner: LocalLearner, parent: str) -> tuple[int, Mapping[s
         return 0, {}
     record = read_checkpoint(folder)
     require_base(folder, record, parent)
-    state = learner.load(folder)
+    state = learner.load(folder, critic)
     run.rewind(record.step)
     return record.step + 1, state
 
 
-def save_step(run: Run, learner: LocalLearner, step: int, parent: str, state: Mapping[str, Any]) -> None:
+def save_step(
+    run: Run,
+    learner: LocalLearner,
+    step: int,
+    parent: str,
+    state: Mapping[str, Any],
+    critic: LocalLearner | None = None,
+) -> None:
     """Save everything that `step` leaves behind; older resumable checkpoints go once this one is whole."""
     folder = run.checkpoint_folder(step)
     record = Checkpoint(path=str(folder), kind="policy", step=step, parent=parent, config_hash=run.config_hash)
-    learner.save(folder, record, state, resumable=True)
+    learner.save(folder, record, state, resumable=True, critic=critic)
     for other in folder.parent.iterdir():
         if other != folder:
             shutil.rmtree(other, ignore_errors=True)
