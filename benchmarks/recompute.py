@@ -13,11 +13,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from prefloop.configs.pipeline import STAGES
 from prefloop.data.rows import read_jsonl
 from prefloop.evals.report import EVALUATED, heldout_pair, last_third_kl, online_stage
 from prefloop.evals.reward_model import HeldoutPair, measure
 from prefloop.evals.winrate import summarize
 from prefloop.rewards.rubric import rubric
+from prefloop.run import newest
 from prefloop.types import Completion, Preference, PrefloopError, Prompt, from_json
 
 TOLERANCE = 1e-9
@@ -26,20 +28,21 @@ TOLERANCE = 1e-9
 def recompute(root: Path) -> dict[str, Any]:
     """The figures of report.json that come from samples and labels, as far as their files exist."""
     figures: dict[str, Any] = {}
-    if (root / "evaluate" / "samples.jsonl").exists():
-        evaluation = _evaluation(root / "evaluate")
+    evaluated_in, rewarded_in = newest(root, "evaluate"), newest(root, "reward")
+    if (evaluated_in / "samples.jsonl").exists():
+        evaluation = _evaluation(evaluated_in)
         figures |= {key: evaluation[key] for key in EVALUATED}
     if (root / "control" / "evaluate" / "samples.jsonl").exists():
         control = _evaluation(root / "control" / "evaluate")
         rate = {"win_rate": control["win_rate"], "low": control["win_rate_low"], "high": control["win_rate_high"]}
         figures["control_shuffled_labels"] = rate
-    config = root / "evaluate" / "config.json"
+    config = evaluated_in / "config.json"
     evaluated = json.loads(config.read_text(encoding="utf-8")) if config.exists() else None
-    present = {folder.parent.name for folder in root.glob("*/samples.jsonl")}
+    present = {name for name in STAGES if (newest(root, name) / "samples.jsonl").exists()}
     if online := online_stage(evaluated, present):
-        figures["kl_last_third"] = last_third_kl(_rows(root / online / "samples.jsonl"))
-    if (root / "reward" / "samples.jsonl").exists():
-        reward = measure(_labeled_pairs(root))
+        figures["kl_last_third"] = last_third_kl(_rows(newest(root, online) / "samples.jsonl"))
+    if (rewarded_in / "samples.jsonl").exists():
+        reward = measure(_labeled_pairs(rewarded_in))
         figures |= {
             "rm_accuracy": reward.accuracy,
             "rm_accuracy_low": reward.accuracy_low,
@@ -77,11 +80,13 @@ def _evaluation(folder: Path) -> dict[str, Any]:
     return summarize(rows)
 
 
-def _labeled_pairs(root: Path) -> list[HeldoutPair]:
-    """The held-out pairs with target, words and noise-free scores from the labels; only the model's scores are kept."""
-    pairs = [heldout_pair(row) for row in _rows(root / "reward" / "samples.jsonl")]
-    labels = root / "label" / "preferences.jsonl"
-    if not labels.exists():
+def _labeled_pairs(folder: Path) -> list[HeldoutPair]:
+    """The held-out pairs with target, words and noise-free scores from the labels; only the model's scores are kept. In
+    later rounds the labels are those that were mixed."""
+    pairs = [heldout_pair(row) for row in _rows(folder / "samples.jsonl")]
+    places = (folder.parent / "preferences.jsonl", folder.parent / "label" / "preferences.jsonl")
+    labels = next((place for place in places if place.exists()), None)
+    if labels is None:
         return pairs
     wanted = {pair.prompt_id for pair in pairs}
     known: defaultdict[tuple[object, ...], list[Preference]] = defaultdict(list)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 import time
@@ -28,6 +29,7 @@ from prefloop.store.labels import open_store
 from prefloop.types import Judgment, Message, Preference, PrefloopError, Prompt
 
 ENGINE = EngineConfig(dtype="fp32", threads=1, token_budget=1500)
+ROOT = Path(__file__).parents[2]
 STAGES = ("collect", "label", "reward", "ppo", "evaluate")
 
 
@@ -160,6 +162,10 @@ def test_versions_follow_the_policy_and_are_kept() -> None:
     page = Path("runs/r/report.html").read_text()
     assert "<h2>Rounds</h2>" in page and "runs/r/rounds/1/ppo" in page
 
+    recompute = runpy.run_path(str(ROOT / "benchmarks" / "recompute.py"))
+    for name, value in recompute["recompute"](Path("runs/r")).items():
+        assert recompute["differences"](report[name], value) == [], name
+
     written = {file: file.stat().st_mtime_ns for file in Path("runs/r").rglob("checkpoint/*")}
     assert pipeline.run(recipe(rounds=3))["rounds"][:2] == told
     assert {file: file.stat().st_mtime_ns for file in written} == written
@@ -287,7 +293,7 @@ def test_one_stage_of_a_round_is_not_run_alone() -> None:
 
 @pytest.mark.parametrize("name", ["llama2", "hh-online"])
 def test_recipes_of_systems_load_with_the_models_that_they_name(name: str) -> None:
-    made = load_recipe(Path(__file__).parents[2] / "recipes" / f"{name}.toml")
+    made = load_recipe(ROOT / "recipes" / f"{name}.toml")
     filled = {stage: pipeline.inputs(made, stage, 2) for stage in made.stages if stage != "sft"}
     assert made.rounds == 3 and filled["collect"]["models"] == (f"runs/{name}/rounds/1/ppo",)
     assert filled["evaluate"]["baselines"] == (f"runs/{name}/sft", made.model)

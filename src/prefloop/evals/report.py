@@ -44,7 +44,7 @@ _OUTCOMES = {1.0: "win", 0.5: "tie", 0.0: "loss"}
 EVALUATED = (
     *("win_rate", "win_rate_low", "win_rate_high", "win_rate_length_controlled"),
     *("win_rate_vs_base", "win_rate_vs_base_low", "win_rate_vs_base_high"),
-    *("n_prompts", "wins", "ties", "losses", "slices", "sft_stopped_share", "policy_stopped_share"),
+    *("kl_to_sft", "n_prompts", "wins", "ties", "losses", "slices", "sft_stopped_share", "policy_stopped_share"),
 )
 
 

@@ -54,7 +54,7 @@ def round_figures(folder: Path) -> dict[str, Any]:
         "tokens": sum(_tokens(done[name]) for name in SAMPLED if name in done),
         "proxy": _last_third(rollouts, "reward/score") if rollouts else None,
         "watch": _last_third(rollouts, "gold/score") if rollouts else None,
-        "kl": evaluation and evaluation["kl"],
+        "kl": evaluation and evaluation["kl_to_sft"],
         "win_rate": evaluation and evaluation["win_rate"],
         "win_rate_low": evaluation and evaluation["win_rate_low"],
         "win_rate_high": evaluation and evaluation["win_rate_high"],

@@ -142,7 +142,7 @@ def summarize(samples: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         "slices": {name: asdict(part) for name, part in rate.slices.items()},
         "sft_stopped_share": models["sft"]["stopped_share"],
         "policy_stopped_share": models["policy"]["stopped_share"],
-        "kl": _mean(drifts) if drifts else None,
+        "kl_to_sft": _mean(drifts) if drifts else None,
         "models": models,
     }
 
