@@ -44,7 +44,7 @@ CLAIM = (
 SOURCE = "DeepSeek-R1 (arXiv 2501.12948), Yu et al. 2025 (2503.14476), Liu et al. 2025 (2503.20783)"
 GAIN, COIN = 0.20, 0.03
 LONGER, AS_LONG = 3.0, 1.0  # tokens that wrong answers grow by under GRPO at least, and under Dr. GRPO at most
-STEPS, PROMPTS, GROUP, LR = 60, 16, 8, 4e-4
+STEPS, PROMPTS, GROUP, LR = 48, 12, 8, 6e-4
 RUNS: dict[str, dict[str, Any]] = {
     "grpo": {"method": "grpo"},
     "dr-grpo": {"method": "dr-grpo"},

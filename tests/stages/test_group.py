@@ -186,3 +186,10 @@ def test_cut_off_answers_are_compared_and_not_learned_from() -> None:
         trees = with_advantages(trees, made, 0.0, config("run", "even", group=2, skip_truncated=skip))
         assert trees[0].nodes[1].fields["weight"] == weights and trees[0].nodes[2].fields["weight"] == (1.0,)
         assert trees[0].nodes[2].fields["advantages"][0] < 0
+
+
+def test_a_batch_of_answers_that_were_all_cut_off_teaches_nothing() -> None:
+    """A random model's answers of two tokens hardly ever end."""
+    group.run(config("run", "even", skip_truncated=True, max_tokens=2, steps=2, minibatches=2))
+    for row in metrics("run"):
+        assert (row["length/stopped_share"], row["optim/grad_norm"], row["policy/ratio_max"]) == (0, 0, 0)

@@ -129,7 +129,8 @@ def run(config: GroupConfig) -> Mapping[str, Any]:
                     metrics["sampler/logprob_gap"] = gap
                     if not age:
                         check_gap(gap, step, config)
-                    check_first_ratio(made, update, run)
+                    if made["policy/ratio_max"]:  # 0 where no answer is learned from
+                        check_first_ratio(made, update, run)
                     at = step * updates_per_step + update
                     factor = rate(config.optim, at, config.steps * updates_per_step) * kl.rate
                     made |= learner.optim_step(config.optim.lr * factor, config.optim.head_lr * factor)
