@@ -2,13 +2,13 @@
 
 Puzzles of tiny_lm.py: which of three digits is the largest? A model is fine-tuned to name it, as often right as not,
 and to add up to eight words, "so hm hm" after a right answer and "but rather rather" after a wrong one, so that it
-knows how it did before it decides how long to go on. Then it is trained on the rule alone: by GRPO, by Dr. GRPO, by GRPO with
-dynamic sampling; and, as a control, by GRPO on a reward that is a coin. All have the same start, prompts and steps; no
-leash. Measured on puzzles that no run has seen: the share of right answers, and the mean length of wrong ones. Asked:
-the rule gains 20 points and the coin no more than 3; fewer groups of a batch score all alike with dynamic sampling;
-wrong answers grow longer by GRPO, whose mean over an answer's tokens makes long wrong ones cheap (Liu et al. 2025), and
-not by Dr. GRPO. Tuned on seeds from 100 up. Writes T11.json, .svg and .png beside this file; exits 0 only where the
-claim holds.
+knows how it did before it decides how long to go on. Then it is trained on the rule alone: by GRPO, by Dr. GRPO, by
+GRPO with dynamic sampling; and, as a control, by GRPO on a reward that is a coin. All have the same start, prompts
+and steps; no leash. Measured on puzzles that no run has seen: the share of right answers, and the mean length of
+wrong ones. Asked: the rule gains 20 points and the coin no more than 3; fewer groups of a batch score all alike with
+dynamic sampling; wrong answers grow longer by GRPO, whose mean over an answer's tokens makes long wrong ones cheap
+(Liu et al. 2025), and not by Dr. GRPO. Tuned on seeds from 100 up. Writes T11.json, .svg and .png beside this file;
+exits 0 only where the claim holds.
 """
 
 import json
