@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from prefloop.configs.shared import OptimConfig
 from prefloop.data.forest import Forest, Piece, Totals, build_forest, pack, pieces, tree_tokens
-from prefloop.engine.objectives import Outputs, resolve_loss
+from prefloop.engine.objectives import resolve_loss
+from prefloop.engine.outputs import Outputs
 from prefloop.engine.verbs import Column, Read, Readings, Weights
 from prefloop.models.checkpoint import load_state, load_training, save_checkpoint
 from prefloop.models.heads import ScalarHead
