@@ -1,7 +1,7 @@
 """Does a policy learn from rules alone, and what does GRPO do to the length of wrong answers? T11.py --seeds 5
 
 Puzzles of tiny_lm.py: which of three digits is the largest? A model is fine-tuned to name it, as often right as not,
-and to add up to eight words, "so hm hm" after a right answer and "but rather rather" after a wrong one, so that it
+and to add up to twelve words, "so hm hm" after a right answer and "but rather rather" after a wrong one, so that it
 knows how it did before it decides how long to go on. Then it is trained on the rule alone: by GRPO, by Dr. GRPO, by
 GRPO with dynamic sampling; and, as a control, by GRPO on a reward that is a coin. All have the same start, prompts
 and steps; no leash. Measured on puzzles that no run has seen: the share of right answers, and the mean length of
@@ -44,7 +44,7 @@ CLAIM = (
 SOURCE = "DeepSeek-R1 (arXiv 2501.12948), Yu et al. 2025 (2503.14476), Liu et al. 2025 (2503.20783)"
 GAIN, COIN = 0.20, 0.03
 LONGER, AS_LONG = 3.0, 1.0  # tokens that wrong answers grow by under GRPO at least, and under Dr. GRPO at most
-STEPS, PROMPTS, GROUP, LR = 64, 12, 8, 3e-4
+STEPS, PROMPTS, GROUP, LR = 56, 18, 8, 4.5e-4
 RUNS: dict[str, dict[str, Any]] = {
     "grpo": {"method": "grpo"},
     "dr-grpo": {"method": "dr-grpo"},
@@ -62,13 +62,13 @@ def first(prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[
 
 
 def demonstrations(count: int, seed: int) -> list[Demonstration]:
-    """Answers of which half are right, each followed by a verdict and up to eight words of its kind."""
+    """Answers of which half are right, each followed by a verdict and up to twelve words of its kind."""
     chance, found = random.Random(seed), []
     for index, prompt in enumerate(tiny_lm.puzzle_prompts(count, seed=seed)):
         largest = prompt.checks["largest"]
         others = [digit for digit in prompt.messages[0].content.split()[1:] if digit != largest]
         right = chance.random() < 0.5
-        tail = (" so" + " hm" * chance.randint(0, 8)) if right else (" but" + " rather" * chance.randint(0, 8))
+        tail = (" so" + " hm" * chance.randint(0, 12)) if right else (" but" + " rather" * chance.randint(0, 12))
         said = f" answer {largest if right else chance.choice(others)}{tail}"
         found.append(Demonstration(id=f"{prompt.id}/{index}", prompt=prompt, completion=said))
     return found
@@ -119,7 +119,7 @@ def trained(root: str, start: str, name: str, seed: int) -> dict[str, Any]:
 def run_seed(seed: int) -> dict[str, Any]:
     """One start, and from it each of RUNS."""
     with tempfile.TemporaryDirectory() as root, ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
-        start = tiny_lm.fine_tuned(Path(root) / "start", demonstrations(1200, seed), seed, epochs=6)
+        start = tiny_lm.fine_tuned(Path(root) / "start", demonstrations(1500, seed), seed, epochs=6)
         write_jsonl(f"{root}/prompts.jsonl", tiny_lm.puzzle_prompts(420, seed=seed))
         waiting = {name: pool.submit(trained, root, start, name, seed) for name in RUNS}
         return {"seed": seed, "start": measured(start, seed), **{name: run.result() for name, run in waiting.items()}}

@@ -121,6 +121,8 @@ def test_rollouts_may_be_so_old_and_no_older_and_are_weighed() -> None:
     assert versions == [0, 0, 0, 3]
     assert rows[0]["sampler/importance"] == pytest.approx(1, abs=1e-3) and rows[0]["sampler/logprob_gap"] < 1e-4
     assert all(row["sampler/logprob_gap"] > 1e-3 and row["sampler/importance"] != 1 for row in rows[2:])
+    group.run(config("lone", "even", staleness=1, optim=OptimConfig(lr=1e-2, decay=False, warmup=0.0)))
+    assert metrics("lone")[-1]["sampler/staleness"] == 1 and metrics("lone")[-1]["sampler/importance"] != 1
     prompt = Prompt(id="p", messages=())
     old = [Rollout(prompt, replace(text_completion(prompt, "a"), version=v), 0, 1, 0.0, {}) for v in (7, 5)]
     assert check_age(old, 9, 4) == 4

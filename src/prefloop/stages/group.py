@@ -108,7 +108,7 @@ def run(config: GroupConfig) -> Mapping[str, Any]:
                 trees = [answer_tree(prompt, group, encoder) for prompt, group in zip(chosen, groups, strict=True)]
                 parts = [list(range(i, len(trees), config.minibatches)) for i in range(config.minibatches)]
                 readings = None
-                if leashed or updates_per_step > 1 or config.correction:
+                if leashed or updates_per_step > 1:
                     readings = read_policy(learner, reference, trees, parts, set(), config.temperature)
                 rollouts = gather(chosen, groups, scores, readings)
                 age = check_age(rollouts, learner.version, config.staleness * updates_per_step)
