@@ -1,6 +1,6 @@
 """A loss of one's own: SAPO's soft clipping (arXiv 2511.20347), a gate that closes smoothly as the ratio leaves 1."""
 
-from prefloop.engine.objectives import LossOut
+from prefloop.engine.outputs import LossOut
 
 
 def soft_clip(out, forest, totals, *, steepness=1.0):

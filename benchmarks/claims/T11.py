@@ -1,14 +1,14 @@
 """Does a policy learn from rules alone, and what does GRPO do to the length of wrong answers? T11.py --seeds 5
 
-Puzzles of tiny_lm.py: which of three digits is the largest? A model is fine-tuned to name it,
-as often right as not, and to add up to twelve words, "so hm hm" after a right answer and "but rather rather" after a
-wrong one, so that it knows how it did before it decides how long to go on. Then it is trained on the rule alone: by
-GRPO, by Dr. GRPO, by GRPO with dynamic sampling; and, as a control, by GRPO on a reward that is a coin. All have the
-same start, prompts and steps; no leash. Measured on puzzles that no run has seen: the share of right answers, and the
-mean length of wrong ones. Asked: the rule gains 20 points and the coin no more than 3; fewer groups of a batch score
-all alike with dynamic sampling; wrong answers grow longer by GRPO, whose mean over an answer's tokens makes long wrong
-ones cheap (Liu et al. 2025), and not by Dr. GRPO. Tuned on seeds from 100 up. Writes T11.json, .svg and .png beside
-this file; exits 0 only where the claim holds.
+Puzzles of tiny_lm.py: which of three digits is the largest? A model is fine-tuned to name it, as often right as not,
+and to add up to twelve words, "so hm hm" after a right answer and "but rather rather" after a wrong one, so that it
+knows how it did before it decides how long to go on. Then it is trained on the rule alone: by GRPO, by Dr. GRPO, by
+GRPO with dynamic sampling; and, as a control, by GRPO on a reward that is a coin. All have the same start, prompts
+and steps; no leash. Measured on puzzles that no run has seen: the share of right answers, and the mean length of
+wrong ones. Asked: the rule gains 20 points and the coin no more than 3; fewer groups of a batch score all alike with
+dynamic sampling; wrong answers grow longer by GRPO, whose mean over an answer's tokens makes long wrong ones cheap
+(Liu et al. 2025), and not by Dr. GRPO. Tuned on seeds from 100 up. Writes T11.json, .svg and .png beside this file;
+exits 0 only where the claim holds.
 """
 
 import json
@@ -44,7 +44,7 @@ CLAIM = (
 SOURCE = "DeepSeek-R1 (arXiv 2501.12948), Yu et al. 2025 (2503.14476), Liu et al. 2025 (2503.20783)"
 GAIN, COIN = 0.20, 0.03
 LONGER, AS_LONG = 3.0, 1.0  # tokens that wrong answers grow by under GRPO at least, and under Dr. GRPO at most
-STEPS, PROMPTS, GROUP, LR = 60, 16, 8, 4e-4
+STEPS, PROMPTS, GROUP, LR = 56, 18, 8, 4.5e-4
 RUNS: dict[str, dict[str, Any]] = {
     "grpo": {"method": "grpo"},
     "dr-grpo": {"method": "dr-grpo"},
@@ -75,9 +75,9 @@ def demonstrations(count: int, seed: int) -> list[Demonstration]:
 
 
 def measured(checkpoint: str, seed: int) -> dict[str, float]:
-    """On the 200 held-out puzzles, 16 answers each: the share of right ones, mean tokens of right and wrong ones."""
+    """On the 200 held-out puzzles, 8 answers each: the share of right ones, mean tokens of right and wrong ones."""
     prompts = tiny_lm.puzzle_prompts(200, split="test")
-    groups = tiny_lm.sampled(checkpoint, prompts, 16, seed)
+    groups = tiny_lm.sampled(checkpoint, prompts, 8, seed)
     asked = [prompt for prompt, answers in zip(prompts, groups, strict=True) for _ in answers]
     answers = [answer for group in groups for answer in group]
     right = np.array([score.value for score in first(asked, answers)], dtype=bool)

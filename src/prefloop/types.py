@@ -166,6 +166,16 @@ class StepLabels:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What KTO learns from: an answer by itself, good or bad. `by`: who or what said so."""
+
+    prompt: Prompt
+    completion: Completion
+    good: bool
+    by: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
     value: float
     parts: Mapping[str, float] = field(default_factory=dict)

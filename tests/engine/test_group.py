@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from prefloop.configs.group import METHODS, GroupConfig
 from prefloop.configs.rollout import KLConfig
 from prefloop.data.forest import Totals, build_forest
-from prefloop.engine.objectives import LossOut, Outputs, group
+from prefloop.engine.objectives import group
+from prefloop.engine.outputs import LossOut, Outputs
 from prefloop.ops.advantages import group_advantages
 from prefloop.types import Node, Tree
 

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from prefloop.data.forest import Totals, build_forest
-from prefloop.engine.objectives import Outputs, group
+from prefloop.engine.objectives import group
+from prefloop.engine.outputs import Outputs
 from prefloop.ops.advantages import group_advantages
 from prefloop.types import Node, Tree
 

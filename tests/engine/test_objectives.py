@@ -17,10 +17,7 @@ from prefloop.engine.cache import Reading, Store
 from prefloop.engine.decode import Decoder
 from prefloop.engine.objectives import (
     LOSSES,
-    LossOut,
-    Outputs,
     bradley_terry,
-    dpo,
     group,
     leash,
     plackett_luce,
@@ -31,6 +28,7 @@ from prefloop.engine.objectives import (
     sft,
     value,
 )
+from prefloop.engine.outputs import LossOut, Outputs
 from prefloop.models.heads import value_head
 from prefloop.models.load import LoadedModel
 from prefloop.models.tiny import tiny_model, tiny_tokenizer
@@ -58,7 +56,7 @@ def test_losses_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     for name, reads in (known | {key: {"logprobs"} for key in plain}).items():
         assert resolve_loss(name)[1] == reads
     (tmp_path / "own_losses.py").write_text(
-        "from prefloop.engine.objectives import LossOut\n"
+        "from prefloop.engine.outputs import LossOut\n"
         "def entropy(out, forest, totals, *, coef):\n"
         "    loss = -coef * out.need('entropy').sum() / totals.tokens\n"
         "    return LossOut(loss, {'entropy': -loss.detach() / coef})\n"
@@ -164,36 +162,6 @@ def test_plackett_luce_by_hand_and_of_pairs() -> None:
     )
     about = Outputs(scores=scores[:2]), build_forest([soft]), Totals.of([soft])
     assert float(plackett_luce(*about).loss) == pytest.approx(float(bradley_terry(*about).loss), rel=1e-6)
-
-
-def test_dpo_by_hand() -> None:
-    """h = 0.5 ((-1 - 2 + 1) - (-3 + 2)): chosen summed over two tokens, less the reference's; the pair twice, once with
-    target 0.25."""
-    pairs = (Pair(a=1, b=2), Pair(a=2, b=1, target=0.25))
-    made = tree(
-        answer(4, 5, reference_logprobs=(-0.5, -0.5)),
-        answer(6, reference_logprobs=(-2.0,)),
-        pairs=pairs,
-    )
-    out = dpo(Outputs(logprobs=torch.tensor([-1.0, -2.0, -3.0])), build_forest([made]), Totals.of([made]), beta=0.5)
-    h = 0.5 * ((-3.0 + 1.0) - (-3.0 + 2.0))
-    expected = math.log1p(math.exp(-h)) + 0.25 * math.log1p(math.exp(h)) + 0.75 * math.log1p(math.exp(-h))
-    assert float(out.loss) == pytest.approx(expected / 2, rel=1e-6)
-    found = {name: float(value) for name, value in out.metrics.items()}
-    assert found["logratio/chosen"] == pytest.approx((-2.0 + 0.25 * -1.0 + 0.75 * -2.0) / 2)
-    assert found["logratio/rejected"] == pytest.approx((-1.0 + 0.25 * -2.0 + 0.75 * -1.0) / 2)
-
-
-def test_dpos_gradient_is_that_of_its_paper() -> None:
-    """-beta sigmoid(-h) (grad log pi(chosen) - grad log pi(rejected)): equation 8's line of Rafailov et al. 2023."""
-    made = tree(
-        answer(4, 5, reference_logprobs=(-1.0, -1.0)), answer(6, reference_logprobs=(-1.0,)), pairs=(Pair(a=1, b=2),)
-    )
-    logprobs = torch.tensor([-0.5, -1.5, -0.25], requires_grad=True)
-    dpo(Outputs(logprobs=logprobs), build_forest([made]), Totals.of([made]), beta=0.3).loss.backward()
-    assert logprobs.grad is not None
-    pull = 0.3 / (1 + math.exp(0.3 * (0.0 - 0.75)))
-    assert logprobs.grad.tolist() == pytest.approx([-pull, -pull, pull], rel=1e-5)
 
 
 def two_answers(**columns: tuple[tuple[float, ...], tuple[float, ...]]) -> Tree:

@@ -121,6 +121,8 @@ def test_rollouts_may_be_so_old_and_no_older_and_are_weighed() -> None:
     assert versions == [0, 0, 0, 3]
     assert rows[0]["sampler/importance"] == pytest.approx(1, abs=1e-3) and rows[0]["sampler/logprob_gap"] < 1e-4
     assert all(row["sampler/logprob_gap"] > 1e-3 and row["sampler/importance"] != 1 for row in rows[2:])
+    group.run(config("lone", "even", staleness=1, optim=OptimConfig(lr=1e-2, decay=False, warmup=0.0)))
+    assert metrics("lone")[-1]["sampler/staleness"] == 1 and metrics("lone")[-1]["sampler/importance"] != 1
     prompt = Prompt(id="p", messages=())
     old = [Rollout(prompt, replace(text_completion(prompt, "a"), version=v), 0, 1, 0.0, {}) for v in (7, 5)]
     assert check_age(old, 9, 4) == 4
@@ -186,3 +188,10 @@ def test_cut_off_answers_are_compared_and_not_learned_from() -> None:
         trees = with_advantages(trees, made, 0.0, config("run", "even", group=2, skip_truncated=skip))
         assert trees[0].nodes[1].fields["weight"] == weights and trees[0].nodes[2].fields["weight"] == (1.0,)
         assert trees[0].nodes[2].fields["advantages"][0] < 0
+
+
+def test_a_batch_of_answers_that_were_all_cut_off_teaches_nothing() -> None:
+    """A random model's answers of two tokens hardly ever end."""
+    group.run(config("run", "even", skip_truncated=True, max_tokens=2, steps=2, minibatches=2))
+    for row in metrics("run"):
+        assert (row["length/stopped_share"], row["optim/grad_norm"], row["policy/ratio_max"]) == (0, 0, 0)

@@ -64,7 +64,11 @@ def rows(out: str, name: str = "metrics") -> list[dict[str, Any]]:
     return [json.loads(line) for line in Path(out, f"{name}.jsonl").read_bytes().splitlines()]
 
 
-@pytest.mark.parametrize("options", [{}, {"lora": LoraConfig(rank=8)}, {"group": 4}], ids=["pairs", "lora", "of four"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"lora": LoraConfig(rank=8)}, {"group": 4}, {"loss": "ipo"}, {"loss": "hinge"}],
+    ids=["dpo", "lora", "of four", "ipo", "hinge"],
+)
 def test_the_score_rises(options: dict[str, Any]) -> None:
     steps = 14
     result = online.run(config("up", steps=steps, **options))

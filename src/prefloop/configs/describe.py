@@ -44,7 +44,7 @@ def stage_keys(stage: str) -> Iterator[Key]:
 
 
 def _default(field: FieldInfo) -> Any:
-    return ... if field.is_required() else field.get_default(call_default_factory=True)
+    return ... if field.is_required() else field.get_default(call_default_factory=True, validated_data={})
 
 
 def _table(annotation: Any) -> type[Config] | None:

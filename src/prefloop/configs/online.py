@@ -1,6 +1,6 @@
 """Direct preference optimisation on line: fresh pairs from the current policy, judged as they come."""
 
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -15,8 +15,10 @@ class OnlineConfig(SampledConfig):
     """Completions per prompt; the best is compared with the worst."""
     panel: tuple[AnnotatorConfig, ...] = ()
     """Simulated annotators whose majority decides between two answers, in a reward's place; for a group of 2."""
+    loss: Literal["dpo", "ipo", "hinge"] = "dpo"
+    """Loss of the pairs: the three that Guo et al. 2024 tried (docs/methods/direct.md)."""
     beta: float = Field(default=0.1, gt=0)
-    """Inverse temperature: how strongly the reference holds."""
+    """Inverse temperature: how strongly the reference holds; of ipo tau."""
 
     @model_validator(mode="after")
     def _one_judge(self) -> Self:

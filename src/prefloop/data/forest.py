@@ -144,7 +144,10 @@ class Forest:
     branches: tuple[tuple[int, int], ...]  # (tree, node) of each branch
 
     def field(self, name: str) -> Tensor:
-        """A per-token number [R] that a loss needs. Raises PrefloopError when the trees do not carry it."""
+        """A per-token number [R] that a loss needs, empty where no token is read. Raises PrefloopError when the trees
+        do not carry it."""
+        if not len(self.targets):
+            return self.targets.new_zeros(0, dtype=torch.float32)
         if name not in self.fields:
             raise PrefloopError(f"The loss reads the field {name!r}, which these trees do not carry.")
         return self.fields[name]

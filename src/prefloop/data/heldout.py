@@ -9,9 +9,9 @@ from typing import TypeVar
 import numpy as np
 
 from prefloop.data.trees import ordered_pairs
-from prefloop.types import Completion, Preference, PrefloopError, Prompt, StepLabels
+from prefloop.types import Completion, Preference, PrefloopError, Prompt, StepLabels, Verdict
 
-_Labeled = TypeVar("_Labeled", Preference, StepLabels)
+_Labeled = TypeVar("_Labeled", Preference, StepLabels, Verdict)
 
 
 def split(preferences: Sequence[Preference], share: float, seed: int) -> tuple[list[Preference], list[Preference]]:
@@ -26,6 +26,11 @@ def split(preferences: Sequence[Preference], share: float, seed: int) -> tuple[l
 def split_steps(labeled: Sequence[StepLabels], share: float, seed: int) -> tuple[list[StepLabels], list[StepLabels]]:
     """As `split`, of labeled steps."""
     return _by_prompts(labeled, share, seed, "labeled steps")
+
+
+def split_verdicts(verdicts: Sequence[Verdict], share: float, seed: int) -> tuple[list[Verdict], list[Verdict]]:
+    """As `split`, of verdicts."""
+    return _by_prompts(verdicts, share, seed, "answers that are good or bad")
 
 
 def _by_prompts(items: Sequence[_Labeled], share: float, seed: int, what: str) -> tuple[list[_Labeled], list[_Labeled]]:

@@ -25,6 +25,7 @@ from prefloop.types import (
     Prompt,
     Sampling,
     StepLabels,
+    Verdict,
     from_json,
     to_json,
 )
@@ -279,6 +280,19 @@ def make_step_labels(row: dict[str, Json], where: str) -> StepLabels:
     return labeled
 
 
+def make_verdict(row: dict[str, Json], where: str) -> Verdict:
+    """See `read_verdicts`."""
+    if isinstance(row.get("completion"), Mapping):
+        verdict = from_json(Verdict, row, where)
+        _checked(verdict.prompt.messages, where)
+        return verdict
+    prompt = asked(read_messages(_field(row, "prompt", where), "prompt", where), "prompt", where)
+    good = _field(row, "label", where)
+    if not isinstance(good, bool):
+        raise PrefloopError(f"{where}: field 'label' is {good!r}; give true for a good answer, or false.")
+    return Verdict(prompt=prompt, completion=text_completion(prompt, text_field(row, "completion", where)), good=good)
+
+
 def text_completion(prompt: Prompt, text: str, checkpoint: str = "") -> Completion:
     """An answer known only as text: no segments (it is tokenized when it becomes a tree), ended by itself."""
     return Completion(
@@ -338,6 +352,12 @@ def read_step_labels(path: str | Path) -> list[StepLabels]:
     each a line, "labels": true, false, a number in 0..1 or null for each}. Raises PrefloopError with file:line and
     field."""
     return [labeled for _, labeled in _read_all(path, make_step_labels)]
+
+
+def read_verdicts(path: str | Path) -> list[Verdict]:
+    """Verdicts of a file that `rows` reads: our records; {"prompt": string or messages, "completion": string, "label":
+    true where it is good}. Raises PrefloopError with file:line and field."""
+    return [verdict for _, verdict in _read_all(path, make_verdict)]
 
 
 def read_preferences(path: str | Path, *, skip_bad: bool = False) -> list[Preference]:

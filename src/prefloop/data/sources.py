@@ -9,8 +9,9 @@ from pathlib import Path
 
 from prefloop.data.arrow import is_saved
 from prefloop.data.gym import PREFIX, gym_demonstrations, gym_prompts
-from prefloop.data.jsonl import read_demonstrations, read_preferences, read_prompts, read_step_labels
-from prefloop.types import Demonstration, Preference, PrefloopError, Prompt, StepLabels
+from prefloop.data.jsonl import read_demonstrations, read_preferences, read_prompts, read_step_labels, read_verdicts
+from prefloop.data.rows import read_rows
+from prefloop.types import Demonstration, Preference, PrefloopError, Prompt, StepLabels, Verdict
 
 BUILTIN = "builtin"
 
@@ -63,6 +64,20 @@ def load_preferences(source: str | Path, *, skip_bad: bool = False) -> list[Pref
             raise PrefloopError(f"{path}: this is no finished label run; run the label stage to its end first.")
         path = path / "preferences.jsonl"
     return read_preferences(path, skip_bad=skip_bad)
+
+
+def holds_verdicts(source: str | Path) -> bool:
+    """Whether the first row is an answer by itself with a label, and no comparison."""
+    path = Path(source)
+    if str(source) == BUILTIN or (path.is_dir() and not is_saved(path)):
+        return False
+    _, row = next(read_rows(source))
+    return "completion" in row
+
+
+def load_verdicts(source: str | Path) -> list[Verdict]:
+    """Verdicts of a file. Raises PrefloopError when there are none."""
+    return read_verdicts(source)
 
 
 def load_step_labels(source: str | Path) -> list[StepLabels]:

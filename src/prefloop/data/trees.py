@@ -19,6 +19,7 @@ from prefloop.types import (
     Ranking,
     StepLabels,
     Tree,
+    Verdict,
 )
 
 
@@ -232,6 +233,35 @@ def _preference_tree(name: str, group: Sequence[Preference], encoder: Encoder) -
         for ranked, weight in rankings
     )
     return Tree(id=name, nodes=nodes, pairs=made, rankings=full, trajectory_id=name)
+
+
+def verdict_trees(verdicts: Sequence[Verdict], encoder: Encoder) -> list[Tree]:
+    """One tree for each prompt with its answers, each token of which says in the field `good` whether it is: 1 or 0."""
+    groups: dict[str, list[Verdict]] = {}
+    for verdict in verdicts:
+        groups.setdefault(verdict.prompt.id, []).append(verdict)
+    trees = []
+    for name, group in groups.items():
+        if any(verdict.prompt.messages != group[0].prompt.messages for verdict in group):
+            raise PrefloopError(f"Answers of prompt {name!r} answer different prompts; give each an id of its own.")
+        tree = answer_tree(group[0].prompt, [verdict.completion for verdict in group], encoder)
+        labels = {i: [float(verdict.good)] * len(tree.nodes[i].tokens) for i, verdict in enumerate(group, 1)}
+        trees.append(with_fields(tree, {i: {"good": column} for i, column in labels.items()}))
+    return trees
+
+
+def mismatched_trees(trees: Sequence[Tree], encoder: Encoder, order: Sequence[int]) -> list[Tree]:
+    """Each tree's prompt with the answers of another one, the next in `order`, a permutation; cut where they would not
+    fit into the context. Raises PrefloopError for a single tree."""
+    if len(trees) < 2:
+        raise PrefloopError("Answers to one prompt alone have no mismatched ones; KTO needs two prompts or more.")
+    other = {place: trees[after] for place, after in zip(order, [*order[1:], order[0]], strict=True)}
+    made = []
+    for place, tree in enumerate(trees):
+        room = encoder.context - len(tree.nodes[0].tokens)
+        branches = (written(0, node.tokens[:room]) for node in other[place].nodes[1:])
+        made.append(Tree(id=f"{tree.id}/{other[place].id}", nodes=(tree.nodes[0], *branches)))
+    return made
 
 
 def ordered_pairs(preference: Preference) -> list[tuple[int, int, float]]:

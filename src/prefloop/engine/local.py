@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from prefloop.configs.shared import OptimConfig
 from prefloop.data.forest import Forest, Totals, build_forest, pack, pieces, tree_tokens
-from prefloop.engine.objectives import Outputs, resolve_loss
+from prefloop.engine.objectives import resolve_loss
+from prefloop.engine.outputs import Outputs
 from prefloop.engine.readings import Cut, content_of, merge, readings_of
 from prefloop.engine.training import into, restore_tensors, training_tensors
 from prefloop.engine.verbs import Read, Readings, Weights

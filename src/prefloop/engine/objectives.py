@@ -5,50 +5,22 @@ of the whole batch, so that gradients do not depend on how the batch was split.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from prefloop.data.forest import Forest, Totals
+from prefloop.engine.direct_losses import DIRECT
+from prefloop.engine.outputs import LossFn, LossOut, Outputs
+from prefloop.engine.paired import accuracy, preferred
 from prefloop.engine.verbs import Read
 from prefloop.ops import losses
 from prefloop.ops.kl import k2, k3
 from prefloop.ops.masking import masked_sum
 from prefloop.ops.off_policy import importance_weights, not_too_far
 from prefloop.types import PrefloopError
-
-
-@dataclass(frozen=True, slots=True)
-class Outputs:
-    """What the model said of a forest: log-probs, entropy, values, steps, exact KL to a reference [R], scores [B];
-    only what was asked for."""
-
-    logprobs: Tensor | None = None
-    entropy: Tensor | None = None
-    values: Tensor | None = None
-    scores: Tensor | None = None
-    steps: Tensor | None = None
-    exact_kl: Tensor | None = None
-
-    def need(self, name: Read) -> Tensor:
-        value: Tensor | None = getattr(self, name)
-        if value is None:
-            raise PrefloopError(f"The loss needs {name}, which this model was not asked for or has no head for.")
-        return value
-
-
-@dataclass(frozen=True, slots=True)
-class LossOut:
-    """A forest's share of the loss, and of metrics: shares add up, those named *_max take the maximum."""
-
-    loss: Tensor
-    metrics: Mapping[str, Tensor] = field(default_factory=dict)
-
-
-LossFn = Callable[..., LossOut]
 
 
 def sft(out: Outputs, forest: Forest, totals: Totals, *, coef: float = 1.0) -> LossOut:
@@ -69,7 +41,7 @@ def bradley_terry(
     """Bradley-Terry over pairs of branches, their weighted mean; each branch is encoded once (Ouyang et al. 2022).
     `label_smoothing`, `floor`: see ops.losses. `centre`: see _centred."""
     scores = out.need("scores")
-    made = _preferred(scores, forest, totals, label_smoothing=label_smoothing, floor=floor)
+    made = preferred(scores, forest, totals, label_smoothing=label_smoothing, floor=floor)
     return _centred(made, scores, forest, totals, centre)
 
 
@@ -80,7 +52,7 @@ def plackett_luce(out: Outputs, forest: Forest, totals: Totals, *, centre: float
         losses.plackett_luce(scores[ranked.branch], rank=ranked.rank, ranking=ranked.ranking, weight=ranked.weight)
         / totals.rankings
     )
-    made = LossOut(loss, {"loss/train": loss.detach(), "accuracy/train": _accuracy(scores, forest, totals)})
+    made = LossOut(loss, {"loss/train": loss.detach(), "accuracy/train": accuracy(scores, forest, totals)})
     return _centred(made, scores, forest, totals, centre)
 
 
@@ -91,49 +63,6 @@ def process(out: Outputs, forest: Forest, totals: Totals) -> LossOut:
     loss = losses.binary(scores, label, weight) / totals.tokens
     right = ((scores.detach() > 0) == (label > 0.5)).float()
     return LossOut(loss, {"loss/train": loss.detach(), "accuracy/train": masked_sum(right, weight) / totals.tokens})
-
-
-def dpo(out: Outputs, forest: Forest, totals: Totals, *, beta: float) -> LossOut:
-    """Bradley-Terry over the implicit rewards beta (log pi(y) - log pi_ref(y)), log-probs summed over the response
-    (Rafailov et al. 2023, arXiv 2305.18290, eq. 7)."""
-    log_ratios = forest.per_branch(out.need("logprobs") - forest.field("reference_logprobs"))
-    made = _preferred(beta * log_ratios, forest, totals)
-    pairs, found = forest.pairs, log_ratios.detach()
-    share = pairs.weight / totals.pairs
-    apart = (out.need("logprobs").detach() - forest.field("reference_logprobs")).abs()
-    metrics = {
-        "logratio/chosen": (share * (pairs.target * found[pairs.a] + (1 - pairs.target) * found[pairs.b])).sum(),
-        "logratio/token": masked_sum(apart, forest.field("weight")) / totals.tokens,
-        "logratio/rejected": (share * (pairs.target * found[pairs.b] + (1 - pairs.target) * found[pairs.a])).sum(),
-    }
-    return LossOut(made.loss, {**made.metrics, **metrics})
-
-
-def _preferred(
-    scores: Tensor, forest: Forest, totals: Totals, *, label_smoothing: float = 0.0, floor: float = 0.0
-) -> LossOut:
-    pairs = forest.pairs
-    loss = (
-        losses.bradley_terry(
-            scores[pairs.a],
-            scores[pairs.b],
-            target=pairs.target,
-            margin=pairs.margin,
-            weight=pairs.weight,
-            label_smoothing=label_smoothing,
-            floor=floor,
-        )
-        / totals.pairs
-    )
-    return LossOut(loss, {"loss/train": loss.detach(), "accuracy/train": _accuracy(scores, forest, totals)})
-
-
-def _accuracy(scores: Tensor, forest: Forest, totals: Totals) -> Tensor:
-    """Share of the pairs' weight whose preferred branch scores higher; ties of labels or scores count a half."""
-    pairs = forest.pairs
-    a, b = scores[pairs.a], scores[pairs.b]
-    right = ((a > b) == (pairs.target > 0.5)).float() * pairs.weight
-    return torch.where((pairs.target == 0.5) | (a == b), 0.5 * pairs.weight, right).sum() / totals.pairs
 
 
 def _centred(made: LossOut, scores: Tensor, forest: Forest, totals: Totals, coef: float) -> LossOut:
@@ -327,7 +256,7 @@ LOSSES: dict[str, tuple[LossFn, frozenset[Read]]] = {
     "bradley_terry": (bradley_terry, frozenset({"scores"})),
     "plackett_luce": (plackett_luce, frozenset({"scores"})),
     "process": (process, frozenset({"steps"})),
-    "dpo": (dpo, frozenset({"logprobs"})),
+    **{name: (loss, frozenset[Read]({"logprobs"})) for name, loss in DIRECT.items()},
     "group": (group, frozenset({"logprobs"})),
     "ppo": (ppo, frozenset({"logprobs", "values"})),
     "ppo_policy": (ppo_policy, frozenset({"logprobs"})),

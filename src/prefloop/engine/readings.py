@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from prefloop.data.forest import Forest, Piece, build_forest
-from prefloop.engine.objectives import Outputs
+from prefloop.engine.outputs import Outputs
 from prefloop.engine.verbs import Column, Readings
 from prefloop.types import Tree
 

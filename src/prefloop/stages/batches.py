@@ -28,7 +28,7 @@ class Judged:
 
     @property
     def flat(self) -> bool:
-        """All answers scored alike, and none of them can be told to be better than another."""
+        """All answers scored alike, so that none teaches anything."""
         return max(self.scores) == min(self.scores)
 
 

@@ -108,7 +108,7 @@ def run(config: GroupConfig) -> Mapping[str, Any]:
                 trees = [answer_tree(prompt, group, encoder) for prompt, group in zip(chosen, groups, strict=True)]
                 parts = [list(range(i, len(trees), config.minibatches)) for i in range(config.minibatches)]
                 readings = None
-                if leashed or updates_per_step > 1 or config.correction:
+                if leashed or updates_per_step > 1:
                     readings = read_policy(learner, reference, trees, parts, set(), config.temperature)
                 rollouts = gather(chosen, groups, scores, readings)
                 age = check_age(rollouts, learner.version, config.staleness * updates_per_step)
@@ -129,7 +129,8 @@ def run(config: GroupConfig) -> Mapping[str, Any]:
                     metrics["sampler/logprob_gap"] = gap
                     if not age:
                         check_gap(gap, step, config)
-                    check_first_ratio(made, update, run)
+                    if made["policy/ratio_max"]:  # 0 where no answer is learned from
+                        check_first_ratio(made, update, run)
                     at = step * updates_per_step + update
                     factor = rate(config.optim, at, config.steps * updates_per_step) * kl.rate
                     made |= learner.optim_step(config.optim.lr * factor, config.optim.head_lr * factor)

@@ -11,7 +11,8 @@ import torch
 from prefloop.configs.reward import RewardConfig
 from prefloop.data.forest import Totals, build_forest
 from prefloop.engine.local import LocalLearner
-from prefloop.engine.objectives import Outputs, resolve_loss
+from prefloop.engine.objectives import resolve_loss
+from prefloop.engine.outputs import Outputs
 from prefloop.engine.schedule import derived_seed, rate, take
 from prefloop.models.heads import ScalarHead, reward_head
 from prefloop.types import Tree

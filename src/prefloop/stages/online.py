@@ -71,7 +71,7 @@ def run(config: OnlineConfig) -> Mapping[str, Any]:
         mix = config.mix and MixedReward(config.mix, config.reward, config.engine, state.get("mix", {}))
         reward = mix or resolve_reward("rubric" if config.panel else config.reward, config.engine)
         shape = Shaping(ShapingConfig(), config.missing_stop_score, {}, {})
-        loss, params = objective(config)
+        params = {"beta": config.beta, "temperature": config.temperature}
 
         with progress(config.steps, "steps", done=start) as bar:
             for step in range(start, config.steps):
@@ -101,7 +101,7 @@ def run(config: OnlineConfig) -> Mapping[str, Any]:
                 metrics |= {"pairs/compared": len(batch), "pairs/tied": len(trees) - len(batch)}
                 if batch:
                     factor = rate(config.optim, step, config.steps)
-                    metrics |= learner.forward_backward(batch, loss, params)
+                    metrics |= learner.forward_backward(batch, config.loss, params)
                     metrics |= learner.optim_step(config.optim.lr * factor, config.optim.head_lr * factor)
                 metrics |= {"time/sample": sampled - began, "time/score": scored - sampled}
                 metrics |= {"time/update": time.perf_counter() - scored}
@@ -125,11 +125,6 @@ def run(config: OnlineConfig) -> Mapping[str, Any]:
                 "episodes": config.steps * config.prompts_per_step * config.group,
             }
         )
-
-
-def objective(config: OnlineConfig) -> tuple[str, dict[str, float]]:
-    """Name and parameters of the loss over pairs (engine/objectives.py)."""
-    return "dpo", {"beta": config.beta, "temperature": config.temperature}
 
 
 def best_and_worst(rollouts: Sequence[Rollout], group: int) -> list[Pair | None]:

@@ -20,7 +20,8 @@ from prefloop.data.sources import load_preferences
 from prefloop.data.trees import Encoder, answer_tree, preference_trees
 from prefloop.engine.build import build_encoder, build_learner, load, resolve_checkpoint, use_threads
 from prefloop.engine.local import LocalLearner, Pooling
-from prefloop.engine.objectives import Outputs, resolve_loss
+from prefloop.engine.objectives import resolve_loss
+from prefloop.engine.outputs import Outputs
 from prefloop.engine.schedule import derived_seed, rate, take
 from prefloop.evals.reward_model import HeldoutPair, calibration, heldout_pairs
 from prefloop.models.heads import reward_head
