@@ -14,14 +14,17 @@ from typing import Any
 
 import pytest
 
+from prefloop.configs.evaluate import EvaluateConfig
 from prefloop.configs.load import load_recipe
 from prefloop.configs.pipeline import RecipeConfig
 from prefloop.configs.shared import EngineConfig
 from prefloop.data.heldout import distinct_pairs, split
 from prefloop.data.jsonl import read_preferences, text_completion, write_jsonl
+from prefloop.evals.charts import rounds_chart
 from prefloop.models.checkpoint import read_checkpoint
+from prefloop.models.tiny import tiny_model, tiny_tokenizer
 from prefloop.rewards.learned import LearnedReward
-from prefloop.stages import pipeline
+from prefloop.stages import evaluate, pipeline
 from prefloop.stages.refresh import replay
 from prefloop.store.campaigns import Campaigns
 from prefloop.store.clock import Clock
@@ -211,6 +214,27 @@ def test_people_are_asked_and_the_run_stops_until_they_answered() -> None:
         Campaigns(store.engine, Clock()).set_state(run, "closed", by="ann")
     report = pipeline.run(made)
     assert report["rounds"][0]["labels"] == len(comparisons) and report["simulated"] is False
+
+
+def test_the_kl_to_the_baseline_is_that_of_the_sampled_answers() -> None:
+    recipe()
+    common: dict[str, Any] = {"prompts": "prompts.jsonl", "max_tokens": 6, "samples": 2, "engine": ENGINE}
+    same = evaluate.run(EvaluateConfig(out="same", policy="tiny", baselines=("tiny",), temperature=1.3, **common))
+    assert same["kl_to_sft"] == pytest.approx(0, abs=1e-3)
+    tiny_model(1).save_pretrained("other")
+    tiny_tokenizer().save_pretrained("other")
+    apart = evaluate.run(EvaluateConfig(out="apart", policy="other", baselines=("tiny",), **common))
+    rows = [json.loads(line) for line in Path("apart/samples.jsonl").read_text().splitlines()]
+    kls = [row["kl"] for row in rows if row["model"] == "policy"]
+    assert apart["kl_to_sft"] == pytest.approx(sum(kls) / len(kls)) and apart["kl_to_sft"] > 1
+    assert all("kl" not in row for row in rows if row["model"] == "sft")
+
+
+def test_rounds_of_which_nothing_is_known_have_no_plot() -> None:
+    nothing = dict.fromkeys(("proxy", "watch", "kl", "win_rate", "win_rate_low", "win_rate_high"))
+    assert rounds_chart([{"round": 1, **nothing}]) == ""
+    drawn = rounds_chart([{"round": 1, **nothing, "proxy": 0.5}, {"round": 2, **nothing, "proxy": 0.7}])
+    assert "Score by the reward trained on" in drawn and "Preferred" not in drawn
 
 
 RECIPE = """
