@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from ceiling import ROWS, Linears, copy_gb, product_gflops
-from quickstart import machine
+from running import machine
 from side_by_side import Measured, quick, side_by_side
 
 from prefloop.configs.shared import EngineConfig

@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 from growth import random_llama
-from quickstart import machine
+from running import machine
 from side_by_side import quick
 from torch import Tensor
 from torch.nn.functional import logsigmoid

@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from quickstart import machine
+from running import machine
 from side_by_side import quick
 from transformers import AutoModelForCausalLM, LlamaConfig
 

@@ -7,22 +7,19 @@ Exits 0 only where every claim that was measured holds.
 
 import argparse
 import json
-import os
-import platform
 import random
 import re
-import subprocess
 import sys
 import unicodedata
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+import running
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -216,34 +213,10 @@ def draw(metrics: Mapping[str, Rows], kl_target: float | None) -> Figure:
     return figure
 
 
-def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
-    names = re.findall(r"model name\s*: (.*)", _text("/proc/cpuinfo"))
-    memory = re.search(r"MemTotal:\s*(\d+)", _text("/proc/meminfo"))
-    return {
-        "cpu": names[0] if names else platform.processor(),
-        "cores": os.cpu_count(),
-        "memory_gb": round(int(memory[1]) / 2**20, 1) if memory else None,
-        "python": platform.python_version(),
-        "torch": version("torch"),
-        "system": platform.system(),
-    }
-
-
-def _text(path: str) -> str:
-    return Path(path).read_text(encoding="utf-8") if Path(path).exists() else ""
-
-
 def run_seed(seed: int, workspace: Path, settings: Sequence[str]) -> str | None:
-    """Run one seed's quickstart, its messages going to quickstart-seedN.log; the last line of a run that failed."""
-    given = [f"seed={seed}", f"name=quickstart-seed{seed}", *settings]
-    command = [sys.executable, "-m", "prefloop", "quickstart", *(word for s in given for word in ("--set", s))]
-    path = os.pathsep.join(p for p in (*sys.path, os.environ.get("PYTHONPATH", "")) if p)
-    log = workspace / f"quickstart-seed{seed}.log"
-    with log.open("a", encoding="utf-8") as file:
-        environment = os.environ | {"PYTHONPATH": path}
-        done = subprocess.run(command, cwd=workspace, stdout=file, stderr=subprocess.STDOUT, env=environment)
-    return None if done.returncode == 0 else f"seed {seed}: {(log.read_text().strip().splitlines() or ['?'])[-1]}"
+    """Run one seed's quickstart; the last line of a run that failed."""
+    name = f"quickstart-seed{seed}"
+    return running.run(["quickstart"], [f"seed={seed}", f"name={name}", *settings], workspace, name)
 
 
 def run_seeds(seeds: Sequence[int], workspace: Path, settings: Sequence[str], controls: bool, jobs: int) -> list[str]:
@@ -269,7 +242,7 @@ def collect(workspace: Path, seeds: Sequence[int], out: Path, command: str) -> b
     checked = claims(reports, slices)
     holds = all(claim.holds is not False for claim in checked)
     results = {
-        "machine": machine(),
+        "machine": running.machine(),
         "command": command,
         "seeds": reports,
         "pooled_slices": {name: asdict(rate) for name, rate in slices.items()},

@@ -41,7 +41,7 @@ def script(name: str) -> ModuleType:
 sys.path[:0] = [str(FOLDER), str(FOLDER / "claims")]  # as for a script that runs there
 quickstart, kl_control, cpu = script("quickstart.py"), script("claims/kl_control.py"), script("cpu.py")
 ceiling, side_by_side, table = script("ceiling.py"), script("side_by_side.py"), script("table.py")
-growth, exactness = script("growth.py"), script("exactness.py")
+running, growth, exactness = script("running.py"), script("growth.py"), script("exactness.py")
 reliability, t19 = script("claims/labeler_reliability.py"), script("claims/T19.py")
 
 
@@ -140,7 +140,7 @@ def test_choices_depend_on_the_seed_alone() -> None:
 def test_the_page_and_its_curves(report: dict[str, Any], tmp_path: Path) -> None:
     complete = report | {"win_rate_high": 0.7, "minutes": 31.25}
     results = {
-        "machine": quickstart.machine(),
+        "machine": running.machine(),
         "command": "python benchmarks/quickstart.py",
         "seeds": {"0": complete},
         "pooled_slices": {"format": {"win_rate": 0.5, "low": 0.4, "high": 0.6, "n": 9}},
@@ -290,7 +290,7 @@ def whole_results() -> dict[str, Any]:
         "bf16": {"ratio": 1.1},
         "curves": {"random/sft": {"largest_difference": 1e-6}},
     }
-    machine = {"machine": quickstart.machine()}
+    machine = {"machine": running.machine()}
     run = {"threads": 2, "dtype": "fp32", "plan": {"counted": 8}, "ceiling": rates | packed}
     return {
         "cpu": machine | run | jobs,
