@@ -72,7 +72,7 @@ def measured(workspace: Path, seed: int, method: str) -> dict[str, Any]:
         "low": found["win_rate_low"],
         "high": found["win_rate_high"],
         "length_controlled": found["win_rate_length_controlled"],
-        "kl": found["kl"],
+        "kl": found["kl_to_sft"],
         "tokens": models["policy"]["tokens"],
         "sft_tokens": models["sft"]["tokens"],
         "minutes": own["seconds"] / 60,

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from prefloop.data.arrow import is_saved
 from prefloop.data.gym import PREFIX, gym_demonstrations, gym_prompts
-from prefloop.data.jsonl import read_demonstrations, read_preferences, read_prompts, read_step_labels, read_verdicts
+from prefloop.data.jsonl import read_demonstrations, read_preferences, read_prompts, read_step_labels
 from prefloop.data.rows import read_rows
-from prefloop.types import Demonstration, Preference, PrefloopError, Prompt, StepLabels, Verdict
+from prefloop.types import Demonstration, Preference, PrefloopError, Prompt, StepLabels
 
 BUILTIN = "builtin"
 
@@ -73,11 +73,6 @@ def holds_verdicts(source: str | Path) -> bool:
         return False
     _, row = next(read_rows(source))
     return "completion" in row
-
-
-def load_verdicts(source: str | Path) -> list[Verdict]:
-    """Verdicts of a file. Raises PrefloopError when there are none."""
-    return read_verdicts(source)
 
 
 def load_step_labels(source: str | Path) -> list[StepLabels]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -64,44 +65,21 @@ def implicit_rewards(loss: str, answers: Answers, params: Mapping[str, Any]) -> 
             return answers.logprob
 
 
-def dpo(out: Outputs, forest: Forest, totals: Totals, **params: Any) -> LossOut:
-    """Bradley-Terry over the implicit rewards beta (log pi(y) - log pi_ref(y)), log-probs summed over the response
-    (Rafailov et al. 2023, arXiv 2305.18290, eq. 7). label_smoothing: conservative DPO (Mitchell 2023). length_penalty:
-    labels may favour length by so much a token, which the policy then does not learn (Park et al. 2024, arXiv
-    2403.19159)."""
-    return _likelihood("dpo", out, forest, totals, params)
+def likelihood(name: str, out: Outputs, forest: Forest, totals: Totals, **params: Any) -> LossOut:
+    """Bradley-Terry over implicit rewards, with margins and gamma taken from the lead.
 
-
-def dpo_norm(out: Outputs, forest: Forest, totals: Totals, **params: Any) -> LossOut:
-    """DPO of log-ratios per token (Lambert et al. 2024, arXiv 2411.15124, eq. 6)."""
-    return _likelihood("dpo_norm", out, forest, totals, params)
-
-
-def simpo(out: Outputs, forest: Forest, totals: Totals, **params: Any) -> LossOut:
-    """-log s(beta (mean log pi(y_w) - mean log pi(y_l)) - gamma) (Meng et al. 2024, arXiv 2405.14734, eq. 6)."""
-    return _likelihood("simpo", out, forest, totals, params)
-
-
-def cpo(out: Outputs, forest: Forest, totals: Totals, **params: Any) -> LossOut:
-    """-log s(beta (log pi(y_w) - log pi(y_l))) beside y_w's likelihood (Xu et al. 2024, arXiv 2401.08417, eq. 5)."""
-    return _likelihood("cpo", out, forest, totals, params)
-
-
-def orpo(out: Outputs, forest: Forest, totals: Totals, *, beta: float, **params: Any) -> LossOut:
-    """The likelihood of y_w beside -beta log s(log odds(y_w) - log odds(y_l)) (Hong et al. 2024, arXiv 2403.07691,
-    eq. 6, 7; beta is their lambda)."""
-    return _likelihood("orpo", out, forest, totals, params, scale=beta)
-
-
-def _likelihood(
-    name: str, out: Outputs, forest: Forest, totals: Totals, params: Mapping[str, Any], scale: float = 1.0
-) -> LossOut:
+    dpo: Rafailov et al. 2023 (arXiv 2305.18290), eq. 7; with label_smoothing conservative DPO (Mitchell 2023); with
+    length_penalty labels may favour length by so much a token, which the policy does not learn (Park et al. 2024, arXiv
+    2403.19159). dpo_norm: log-ratios a token (Lambert et al. 2024, arXiv 2411.15124, eq. 6). simpo: Meng et al. 2024
+    (arXiv 2405.14734), eq. 6. cpo: Xu et al. 2024 (arXiv 2401.08417), eq. 5. orpo: Hong et al. 2024 (arXiv 2403.07691),
+    eq. 6 and 7, beta their lambda.
+    """
     answers = Answers.of(out, forest)
     rewards = implicit_rewards(name, answers, params)
     labelled = rewards + params.get("length_penalty", 0.0) * answers.length
     smoothing, gap = params.get("label_smoothing", 0.0), params.get("gamma", 0.0)
-    made = preferred(labelled, forest, totals, label_smoothing=smoothing, gap=gap)
-    return _watched(scale * made.loss, rewards, answers, out, forest, totals, params)
+    loss = preferred(labelled, forest, totals, label_smoothing=smoothing, gap=gap).loss
+    return _watched(params["beta"] * loss if name == "orpo" else loss, rewards, answers, out, forest, totals, params)
 
 
 def dpo_ranked(out: Outputs, forest: Forest, totals: Totals, **params: Any) -> LossOut:
@@ -112,76 +90,38 @@ def dpo_ranked(out: Outputs, forest: Forest, totals: Totals, **params: Any) -> L
     return _watched(loss / totals.rankings, rewards, answers, out, forest, totals, params)
 
 
-def robust(out: Outputs, forest: Forest, totals: Totals, **params: Any) -> LossOut:
-    """DPO without the bias of flipped labels, whose share is label_smoothing (ops.direct)."""
-    flips = params["label_smoothing"]
-    pairs = forest.pairs
-    return _paired("robust", out, forest, totals, params, lambda a, b: direct.robust(a - b - pairs.margin, flips))
+PairLoss = Callable[[Tensor, Tensor, Tensor, Mapping[str, Any]], Tensor]
+CERTAIN: dict[str, PairLoss] = {
+    "robust": lambda a, b, margin, keys: direct.robust(a - b - margin, keys["label_smoothing"]),
+    "hinge": lambda a, b, margin, keys: direct.hinge(a - b - margin),
+    "slic": lambda a, b, margin, keys: direct.hinge(a - b - margin),
+    "ipo": lambda a, b, margin, keys: direct.ipo((a - b) / keys["beta"], keys["beta"]),
+    "ipo_norm": lambda a, b, margin, keys: direct.ipo((a - b) / keys["beta"], keys["beta"]),
+    "nca": lambda a, b, margin, keys: direct.nca(a, b),
+    "apo_zero": lambda a, b, margin, keys: direct.apo_zero(a, b),
+    "apo_down": lambda a, b, margin, keys: direct.apo_down(a, b),
+}
+"""Of the implicit rewards of the preferred and the other answer, and the margin, all [N]: the loss of each pair."""
+SOFT: dict[str, PairLoss] = {
+    "exo": lambda a, b, target, keys: direct.exo(a - b, target + keys["label_smoothing"] * (1 - 2 * target)),
+    "sppo": lambda a, b, target, keys: direct.sppo(a / keys["beta"], b / keys["beta"], target, keys["beta"]),
+}
+"""Of both rewards and the probability that the first is preferred."""
 
 
-def hinge(out: Outputs, forest: Forest, totals: Totals, **params: Any) -> LossOut:
-    """Hinge on the lead of DPO's implicit rewards (ops.direct)."""
-    pairs = forest.pairs
-    return _paired("hinge", out, forest, totals, params, lambda a, b: direct.hinge(a - b - pairs.margin))
-
-
-def slic(out: Outputs, forest: Forest, totals: Totals, **params: Any) -> LossOut:
-    """Hinge on the lead of beta log pi(y), beside the likelihood of y_w (ops.direct)."""
-    pairs = forest.pairs
-    return _paired("slic", out, forest, totals, params, lambda a, b: direct.hinge(a - b - pairs.margin))
-
-
-def ipo(out: Outputs, forest: Forest, totals: Totals, **params: Any) -> LossOut:
-    """(h - 1 / (2 tau))^2, h of summed log-ratios as in the paper's equation, beta its tau (ops.direct)."""
-    beta = params["beta"]
-    return _paired("ipo", out, forest, totals, params, lambda a, b: direct.ipo((a - b) / beta, beta))
-
-
-def ipo_norm(out: Outputs, forest: Forest, totals: Totals, **params: Any) -> LossOut:
-    """The same, h of log-ratios per token: as TRL and HALOs have it."""
-    beta = params["beta"]
-    return _paired("ipo_norm", out, forest, totals, params, lambda a, b: direct.ipo((a - b) / beta, beta))
-
-
-def nca(out: Outputs, forest: Forest, totals: Totals, **params: Any) -> LossOut:
-    """Noise contrastive alignment (ops.direct)."""
-    return _paired("nca", out, forest, totals, params, direct.nca)
-
-
-def apo_zero(out: Outputs, forest: Forest, totals: Totals, **params: Any) -> LossOut:
-    """Anchored: chosen up, rejected down (ops.direct)."""
-    return _paired("apo_zero", out, forest, totals, params, direct.apo_zero)
-
-
-def apo_down(out: Outputs, forest: Forest, totals: Totals, **params: Any) -> LossOut:
-    """Anchored: both down (ops.direct)."""
-    return _paired("apo_down", out, forest, totals, params, direct.apo_down)
-
-
-def _paired(
-    name: str, out: Outputs, forest: Forest, totals: Totals, params: Mapping[str, Any], loss_of: Any
-) -> LossOut:
+def paired(name: str, out: Outputs, forest: Forest, totals: Totals, **params: Any) -> LossOut:
+    """A loss of CERTAIN or SOFT, its weighted mean over pairs of branches; ops.direct has the equations."""
     answers, pairs = Answers.of(out, forest), forest.pairs
     rewards = implicit_rewards(name, answers, params)
-    loss = direct.over_labels(loss_of, rewards[pairs.a], rewards[pairs.b], pairs.target, pairs.weight) / totals.pairs
-    return _watched(loss, rewards, answers, out, forest, totals, params)
-
-
-def exo(out: Outputs, forest: Forest, totals: Totals, **params: Any) -> LossOut:
-    """Exact optimisation of the reverse KL from the labels (ops.direct)."""
-    answers, pairs = Answers.of(out, forest), forest.pairs
-    rewards = implicit_rewards("exo", answers, params)
-    target = pairs.target + params["label_smoothing"] * (1 - 2 * pairs.target)
-    loss = masked_sum(direct.exo(rewards[pairs.a] - rewards[pairs.b], target), pairs.weight) / totals.pairs
-    return _watched(loss, rewards, answers, out, forest, totals, params)
-
-
-def sppo(out: Outputs, forest: Forest, totals: Totals, **params: Any) -> LossOut:
-    """Each log-ratio to what the label's lead over 1/2 says (ops.direct)."""
-    answers, pairs = Answers.of(out, forest), forest.pairs
-    a, b = answers.ratio[pairs.a], answers.ratio[pairs.b]
-    loss = masked_sum(direct.sppo(a, b, pairs.target, params["beta"]), pairs.weight) / totals.pairs
-    return _watched(loss, implicit_rewards("sppo", answers, params), answers, out, forest, totals, params)
+    a, b = rewards[pairs.a], rewards[pairs.b]
+    if name in SOFT:
+        loss = masked_sum(SOFT[name](a, b, pairs.target, params), pairs.weight)
+    else:
+        loss_of = CERTAIN[name]
+        loss = direct.over_labels(
+            lambda won, lost: loss_of(won, lost, pairs.margin, params), a, b, pairs.target, pairs.weight
+        )
+    return _watched(loss / totals.pairs, rewards, answers, out, forest, totals, params)
 
 
 def _watched(
@@ -263,22 +203,9 @@ def weighted(
 
 
 DIRECT: dict[str, LossFn] = {
-    "dpo": dpo,
-    "dpo_norm": dpo_norm,
+    **{name: partial(likelihood, name) for name in ("dpo", "dpo_norm", "simpo", "cpo", "orpo")},
+    **{name: partial(paired, name) for name in (*CERTAIN, *SOFT)},
     "dpo_ranked": dpo_ranked,
-    "robust": robust,
-    "ipo": ipo,
-    "ipo_norm": ipo_norm,
-    "hinge": hinge,
-    "slic": slic,
-    "exo": exo,
-    "nca": nca,
-    "apo_zero": apo_zero,
-    "apo_down": apo_down,
-    "sppo": sppo,
-    "simpo": simpo,
-    "cpo": cpo,
-    "orpo": orpo,
     "kto": kto,
     "weighted": weighted,
 }

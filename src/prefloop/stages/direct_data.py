@@ -12,7 +12,8 @@ import torch
 
 from prefloop.configs.direct import USE_MARGINS, DirectConfig
 from prefloop.data.heldout import by_prompt, distinct_pairs, shuffled, split, split_verdicts
-from prefloop.data.sources import holds_verdicts, load_preferences, load_verdicts
+from prefloop.data.jsonl import read_verdicts
+from prefloop.data.sources import holds_verdicts, load_preferences
 from prefloop.data.trees import Encoder, answer_tree, mismatched_trees, preference_trees, verdict_trees
 from prefloop.data.verdicts import from_preferences, shuffled_verdicts
 from prefloop.engine.direct_losses import Answers, implicit_rewards
@@ -74,7 +75,7 @@ class Verdicts:
     """Good and bad answers as trees to train on, with mismatched ones, and `unseen` ones, held out."""
 
     def __init__(self, config: DirectConfig, encoder: Encoder) -> None:
-        known = load_verdicts(config.preferences)
+        known = read_verdicts(config.preferences)
         training, heldout = split_verdicts(known, config.heldout, derived_seed(config.seed, "heldout"))
         if len({verdict.good for verdict in heldout}) < 2:
             raise PrefloopError(f"The {len(heldout)} held-out answers are all good or all bad; collect more of both.")
