@@ -49,7 +49,7 @@ CLAIM = "PPO-ptx recovers most of what PPO forgets at an equal score; a leash 10
 SOURCE = "Ouyang et al. 2022 (arXiv 2203.02155), section 4.2 and figure 33"
 RECOVERED, KEPT = 0.5, 0.9
 STEPS, BETA = 30, 0.05
-ARMS = {"ppo": (BETA, None), "ptx": (BETA, 0.3), "beta": (100 * BETA, None)}
+ARMS = {"ppo": (BETA, None), "ptx": (BETA, 0.1), "beta": (100 * BETA, None)}
 
 
 def write_texts(path: Path, count: int, seed: int) -> None:
@@ -99,7 +99,7 @@ def run_seed(seed: int) -> dict[str, Any]:
         write_jsonl(root / "demonstrations.jsonl", review_demonstrations(1000, seed + 2000))
         write_jsonl(root / "prompts.jsonl", review_prompts(seed=seed))
         fresh = review_prompts(24, seed=seed, split="test")
-        known = fitted(root / "pretrained", root / "random", root / "texts.jsonl", seed, epochs=4, lr=3e-3)
+        known = fitted(root / "pretrained", root / "random", root / "texts.jsonl", seed, epochs=3, lr=3e-3)
         start = fitted(root / "start", root / "pretrained", root / "demonstrations.jsonl", seed, epochs=2, lr=1e-3)
         base = measured(start, start, fresh, 8, seed, {"score": sentiment})
         answer["pretrained"] = {"loss": text_loss(known, root / "heldout.jsonl")}
@@ -112,7 +112,7 @@ def run_seed(seed: int) -> dict[str, Any]:
                     reward="tiny_lm:sentiment",
                     prompts=str(root / "prompts.jsonl"),
                     steps=STEPS,
-                    prompts_per_step=12,
+                    prompts_per_step=8,
                     group=4,
                     max_tokens=MAX_TOKENS,
                     epochs=1,

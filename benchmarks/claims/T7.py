@@ -67,8 +67,8 @@ def run_seed(seed: int) -> dict[str, Any]:
     answer: dict[str, Any] = {"seed": seed}
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        start = fine_tuned(root / "start", review_demonstrations(1500, seed), seed)
-        asked = review_prompts(120, seed=seed)
+        start = fine_tuned(root / "start", review_demonstrations(1000, seed), seed, epochs=3)
+        asked = review_prompts(200, seed=seed)
         write_jsonl(root / "prompts.jsonl", asked)
         labels = compared(sampled(start, asked, 8, seed), asked, sentiment, seed, flips=FLIPS)
         write_jsonl(root / "preferences.jsonl", labels)
@@ -78,10 +78,10 @@ def run_seed(seed: int) -> dict[str, Any]:
                     out=str(root / f"reward-{arm}"),
                     model=start,
                     preferences=str(root / "preferences.jsonl"),
-                    epochs=3,
-                    batch=16,
+                    epochs=4,
+                    batch=8,
                     shuffle_labels=shuffle,
-                    optim=OptimConfig(lr=1e-3, head_lr=5e-3),
+                    optim=OptimConfig(lr=2e-3, head_lr=1e-2),
                     engine=ENGINE,
                     save_every=10_000,
                     seed=seed,
@@ -93,21 +93,21 @@ def run_seed(seed: int) -> dict[str, Any]:
                     policy=start,
                     reward=str(root / f"reward-{arm}"),
                     prompts=str(root / "prompts.jsonl"),
-                    steps=30,
-                    prompts_per_step=16,
+                    steps=24,
+                    prompts_per_step=8,
                     group=4,
                     max_tokens=MAX_TOKENS,
                     epochs=4,
                     minibatches=1,
                     critic=CriticConfig(optim=OptimConfig(lr=1e-3, warmup=0.0, eps=1e-5, head_lr=1e-3)),
-                    kl=KLConfig(coef=0.3, target=TARGET, horizon=3.0),
+                    kl=KLConfig(coef=0.3, target=TARGET, horizon=1.5),
                     optim=OptimConfig(lr=2e-3, warmup=0.0, eps=1e-5, eps_hat=True),
                     engine=ENGINE,
                     save_every=10_000,
                     seed=seed,
                 )
             )
-            after = measured(str(root / arm), start, review_prompts(24, seed=seed, split="test"), 4, seed, {})
+            after = measured(str(root / arm), start, review_prompts(24, seed=seed, split="test"), 2, seed, {})
             answer[arm] = win_rate(str(root / arm), start, seed) | after | {"rm_accuracy": fitted["accuracy"]}
     return answer
 
