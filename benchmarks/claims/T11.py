@@ -7,8 +7,8 @@ GRPO with dynamic sampling; and, as a control, by GRPO on a reward that is a coi
 and steps; no leash. Measured on puzzles that no run has seen: the share of right answers, and the mean length of
 wrong ones. Asked: the rule gains 20 points and the coin no more than 3; fewer groups of a batch score all alike with
 dynamic sampling; wrong answers grow longer by GRPO, whose mean over an answer's tokens makes long wrong ones cheap
-(Liu et al. 2025), and not by Dr. GRPO. Tuned on seeds from 100 up. Writes T11.json, .svg and .png beside this file;
-exits 0 only where the claim holds.
+(Liu et al. 2025), and not by Dr. GRPO. Tuned on seeds from 100 up, with one look at seed 0, so the results here are
+of --first 1. Writes T11.json, .svg and .png beside this file; exits 0 only where the claim holds.
 """
 
 import json
