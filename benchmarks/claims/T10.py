@@ -4,8 +4,9 @@ Sampled reviews are good or bad by their true sentiment (tiny_lm.py), without an
 with 90 % of the good ones dropped and the bad ones' weight lowered so that both kinds weigh the same (Ethayarajh et al.
 2024, section 4.2); and, as the control, dropped with the weight left at 1. Another control learns from all with the
 labels dealt out by chance. Measured on prompts of their own: how often an answer of the policy has a better sentiment
-than one of the start, ties half. Tuned on seeds from 100 up. Writes T10.json, .svg and .png beside this file; exits 0
-only where the claim holds.
+than one of the start, ties half. Tuned on seed 100. That rebalancing must gain with an interval above 0 was added after
+the first five seeds, whose medians alone would have passed by 0.001 where two of five controls did best of all. Writes
+T10.json, .svg and .png beside this file; exits 0 only where the claim holds.
 """
 
 import logging
@@ -28,6 +29,7 @@ from result import claim
 from prefloop.configs.direct import DirectConfig
 from prefloop.configs.shared import OptimConfig
 from prefloop.data.jsonl import write_jsonl
+from prefloop.ops.statistics import cluster_bootstrap
 from prefloop.stages import direct
 from prefloop.types import Completion, Prompt, Verdict
 
@@ -123,9 +125,14 @@ def verdict(per_seed: Sequence[Mapping[str, Any]], minutes: float) -> dict[str, 
     def lost(way: str) -> float:
         return statistics.median(row["wins"]["all"] - row["wins"][way] for row in per_seed)
 
+    def interval(way: str, other: str) -> list[float]:
+        return list(cluster_bootstrap([[row["wins"][way] - row["wins"][other]] for row in per_seed]))
+
+    gained = interval("rebalanced", "left at 1")
     parts = {
         "rebalanced is near": lost("rebalanced") <= POINTS,
         "left at 1 is not": lost("left at 1") > POINTS,
+        "rebalancing gains": gained[0] > 0,
         "all learn": statistics.median(row["wins"]["all"] for row in per_seed) > 0.6,
         "shuffled learns nothing": abs(statistics.median(row["wins"]["shuffled"] for row in per_seed) - 0.5) < 0.05,
     }
@@ -134,9 +141,12 @@ def verdict(per_seed: Sequence[Mapping[str, Any]], minutes: float) -> dict[str, 
         "claim": CLAIM,
         "source": SOURCE,
         "threshold": f"median of what is lost of the win rate over the start, all answers less the tenth, <= {POINTS} "
-        f"rebalanced and > {POINTS} with the weights at 1; shuffled labels within 0.05 of 0.5",
+        f"rebalanced and > {POINTS} with the weights at 1; interval over seeds of what rebalancing gains over that above "
+        "0; shuffled labels within 0.05 of 0.5",
         "per_seed": per_seed,
         "lost": {way: lost(way) for way in WAYS[1:]},
+        "interval_lost_rebalanced": interval("all", "rebalanced"),
+        "interval_gained_by_rebalancing": gained,
         "parts": parts,
         "median": lost("rebalanced"),
         "holds": all(parts.values()),

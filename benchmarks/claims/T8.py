@@ -5,7 +5,7 @@ sentiment. DPO for a sweep of beta; PPO for a sweep of the price of KL, once wit
 once with the true reward itself. Every policy is a point: mean true reward, and exact KL to the start. A PPO point is
 dominated where a DPO point has no less reward at no more KL (as Rafailov et al. 2023 read their figure 2); points that
 have hardly left the start are not counted. Beside them stands what is best of all: the start's own answers, reweighted
-by exp(reward / price). Control: DPO on shuffled labels, which must gain next to nothing. Tuned on seeds from 100 up.
+by exp(reward / price). Control: DPO on shuffled labels, which must gain next to nothing. Tuned on seed 100.
 Writes T8.json, .svg and .png beside this file; exits 0 only where the claim holds.
 """
 
