@@ -141,8 +141,8 @@ def verdict(per_seed: Sequence[Mapping[str, Any]], minutes: float) -> dict[str, 
         "claim": CLAIM,
         "source": SOURCE,
         "threshold": f"median of what is lost of the win rate over the start, all answers less the tenth, <= {POINTS} "
-        f"rebalanced and > {POINTS} with the weights at 1; interval over seeds of what rebalancing gains over that above "
-        "0; shuffled labels within 0.05 of 0.5",
+        f"rebalanced and > {POINTS} with the weights at 1; interval over seeds of what rebalancing gains over that "
+        "above 0; shuffled labels within 0.05 of 0.5",
         "per_seed": per_seed,
         "lost": {way: lost(way) for way in WAYS[1:]},
         "interval_lost_rebalanced": interval("all", "rebalanced"),
