@@ -8,11 +8,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from subprocess import PIPE
 from typing import Any
 
 import pytest
+
+from benchmarks.faults.forking import Forks
 
 RECIPE = """
 name = "try"
@@ -33,21 +36,7 @@ prompts_per_step = 2
 group = 2
 max_tokens = 8
 """
-SERVER = """if True:
-    import json, os, sys
-    from prefloop.cli import main
-    import prefloop.stages.pipeline
-    for line in sys.stdin:
-        folder, out, err, words = json.loads(line)
-        if not (child := os.fork()):
-            os.chdir(folder)
-            for number, name in ((1, out), (2, err)):
-                os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-            sys.argv = ["prefloop", *words]
-            main()
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
-SERVERS: list[subprocess.Popen[str]] = []
+SERVERS: list[Forks] = []
 ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
 PROGRESS = re.compile(r"== try: |\d+/\d+ ")
 Files = Mapping[Path, bytes]
@@ -83,22 +72,18 @@ def command(words: tuple[str, ...]) -> list[str]:
 @pytest.fixture(scope="module", autouse=True)
 def server() -> Iterator[None]:
     """A process that has imported the program and forks one that runs it for each command: start-up is paid once."""
-    with subprocess.Popen(
-        [sys.executable, "-c", SERVER], stdin=PIPE, stdout=PIPE, env=ENVIRONMENT, text=True
-    ) as process:
-        SERVERS.append(process)
+    with closing(Forks()) as forks:
+        SERVERS.append(forks)
         yield
-        SERVERS.remove(process)
+        SERVERS.remove(forks)
 
 
 def call(folder: Path, *words: str) -> tuple[int, str, str]:
     """Exit status, stdout and stderr."""
-    (process,) = SERVERS
+    (forks,) = SERVERS
     out, err = folder.with_name(f"{folder.name}.out"), folder.with_name(f"{folder.name}.err")
-    assert process.stdin
-    assert process.stdout
-    print(json.dumps([str(folder), str(out), str(err), command(words)]), file=process.stdin, flush=True)
-    status = int(process.stdout.readline())
+    with out.open("wb") as first, err.open("wb") as second:
+        status = forks.start("prefloop", *command(words), folder=folder, stdout=first, stderr=second).wait()
     return status, out.read_text(encoding="utf-8"), err.read_text(encoding="utf-8")
 
 

@@ -17,6 +17,7 @@ SCRIPT = Path(__file__).parents[1] / "benchmarks" / "faults" / "resume.py"
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
+    sys.path.insert(0, str(SCRIPT.parent))  # as for a script that runs there
     spec = importlib.util.spec_from_file_location("resume", SCRIPT)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)

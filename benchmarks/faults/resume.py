@@ -11,23 +11,23 @@ one JSON object; exits 0 only where that holds.
 
 import argparse
 import json
-import os
 import random
 import shutil
 import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import torch
+from forking import Fork, Forks
 from safetensors.torch import load_file
 
 from prefloop.data.jsonl import write_jsonl
@@ -102,23 +102,20 @@ def prepare(workspace: Path, model: str, dtype: str) -> None:
     write_jsonl(workspace / "demonstrations.jsonl", demonstrations)
 
 
-def launch(workspace: Path) -> subprocess.Popen[str]:
+def launch(forks: Forks, workspace: Path) -> Fork:
     """The command, always the same."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    command = [sys.executable, "-m", "prefloop", "run", "recipe.toml"]
-    return subprocess.Popen(
-        command, cwd=workspace, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
+    with (workspace / "stderr").open("wb") as file:
+        return forks.start("prefloop", "run", "recipe.toml", folder=workspace, stderr=file)
 
 
-def finish(process: subprocess.Popen[str]) -> None:
+def finish(process: Fork, workspace: Path) -> None:
     """Wait for the end. SystemExit with the last line of a run that failed by itself."""
-    _, stderr = process.communicate()
-    if process.returncode not in (0, -signal.SIGKILL):
-        raise SystemExit(f"resume.py: the run failed by itself: {(stderr.strip().splitlines() or ['?'])[-1]}")
+    if process.wait() not in (0, -signal.SIGKILL):
+        said = (workspace / "stderr").read_text(encoding="utf-8").strip().splitlines() or ["?"]
+        raise SystemExit(f"resume.py: the run failed by itself: {said[-1]}")
 
 
-def wait(process: subprocess.Popen[str], seen: Callable[[], bool]) -> bool:
+def wait(process: Fork, seen: Callable[[], bool]) -> bool:
     """Poll until `seen`; False when the process ended first."""
     while not seen():
         if process.poll() is not None:
@@ -127,14 +124,14 @@ def wait(process: subprocess.Popen[str], seen: Callable[[], bool]) -> bool:
     return True
 
 
-def run_reference(workspace: Path) -> Pace:
+def run_reference(forks: Forks, workspace: Path) -> Pace:
     """Run to the end, and watch how long things take."""
-    process = launch(workspace)
+    process = launch(forks, workspace)
     wait(process, lambda: bool(half_saved(workspace, process.pid)))
     saving = time.monotonic()
     wait(process, lambda: not half_saved(workspace, process.pid))
     save = time.monotonic() - saving
-    finish(process)
+    finish(process, workspace)
     rows = [row for _, row in read_jsonl(workspace / RUN / "ppo" / "metrics.jsonl")]
     rollout = statistics.median(row["time/sample"] for row in rows)
     return Pace(rollout, save)
@@ -145,7 +142,7 @@ def half_saved(workspace: Path, pid: int) -> list[Path]:
     return list((workspace / RUN / "ppo").glob(f"**/*.tmp-{pid}"))
 
 
-def kill_at(point: str, process: subprocess.Popen[str], workspace: Path, pace: Pace, rng: random.Random) -> str:
+def kill_at(point: str, process: Fork, workspace: Path, pace: Pace, rng: random.Random) -> str:
     """Kill -9 at the point; returns what was hit: the point, "any" where the moment had passed, "" too late."""
     before: object = None
     match point:
@@ -164,7 +161,7 @@ def kill_at(point: str, process: subprocess.Popen[str], workspace: Path, pace: P
             arrived = wait_for_rows(process, metrics, rng.randint(1, 3))
             time.sleep(rng.random() * pace.rollout)
     process.send_signal(signal.SIGKILL)
-    finish(process)
+    finish(process, workspace)
     if process.returncode == 0:
         return ""
     ppo = workspace / RUN / "ppo"
@@ -182,9 +179,7 @@ def between_saves(step: int) -> bool:
     return step >= SAVE_EVERY and (step + 1) % SAVE_EVERY != 0
 
 
-def wait_for_rows(
-    process: subprocess.Popen[str], metrics: Path, count: int, wanted: Callable[[int], bool] = lambda step: True
-) -> bool:
+def wait_for_rows(process: Fork, metrics: Path, count: int, wanted: Callable[[int], bool] = lambda step: True) -> bool:
     """Until this process has written `count` rows or more, the last one of a wanted step."""
     last, fresh = signature(metrics), 0
 
@@ -277,17 +272,19 @@ def points_left(kills: int, hit: Counter[str]) -> list[str]:
     return sorted(sorted(POINTS, key=lambda point: hit[point])[:left], key=POINTS.index)
 
 
-def run_round(workspace: Path, points: Sequence[str], pace: Pace, rng: random.Random, found: Found) -> None:
+def run_round(
+    forks: Forks, workspace: Path, points: Sequence[str], pace: Pace, rng: random.Random, found: Found
+) -> None:
     """One workspace: a kill at each of the points, then on to the end."""
     for point in points:
-        hit = kill_at(point, launch(workspace), workspace, pace, rng)
+        hit = kill_at(point, launch(forks, workspace), workspace, pace, rng)
         if not hit:
             return
         found.hit[hit] += 1
         if found.hit.total() % 2 == 0 and (accepted := damage(workspace, found.damaged)) is not None:
             found.damaged += 1
             found.damaged_accepted += accepted
-    finish(launch(workspace))
+    finish(launch(forks, workspace), workspace)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -300,14 +297,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print on one line")
     options = parser.parse_args(arguments)
     began, rng, found, rounds = time.monotonic(), random.Random(options.seed), Found(), 0
-    with tempfile.TemporaryDirectory(prefix="prefloop-resume-") as folder:
+    with closing(Forks()) as forks, tempfile.TemporaryDirectory(prefix="prefloop-resume-") as folder:
         reference = Path(folder) / "reference"
         prepare(reference, options.model, options.dtype)
-        pace = run_reference(reference)
+        pace = run_reference(forks, reference)
         while (points := points_left(options.kills, found.hit)) and rounds < 2 * options.kills:
             workspace = Path(folder) / f"round-{rounds}"
             prepare(workspace, options.model, options.dtype)
-            run_round(workspace, points, pace, rng, found)
+            run_round(forks, workspace, points, pace, rng, found)
             compare(reference / RUN, workspace / RUN, found)
             shutil.rmtree(workspace)
             rounds += 1
