@@ -34,7 +34,7 @@ from tiny_lm import (
     write_model,
 )
 
-from prefloop.configs.ppo import PPOConfig, PtxConfig
+from prefloop.configs.ppo import CriticConfig, PPOConfig, PtxConfig
 from prefloop.configs.rollout import KLConfig
 from prefloop.configs.sft import SFTConfig
 from prefloop.configs.shared import OptimConfig
@@ -49,6 +49,7 @@ CLAIM = "PPO-ptx recovers most of what PPO forgets at an equal score; a leash 10
 SOURCE = "Ouyang et al. 2022 (arXiv 2203.02155), section 4.2 and figure 33"
 RECOVERED, KEPT = 0.5, 0.9
 STEPS, BETA = 30, 0.05
+CRITIC = OptimConfig(lr=2e-3, warmup=0.1, decay=False, eps=1e-5, head_lr=1e-2)
 ARMS = {"ppo": (BETA, None), "ptx": (BETA, 0.1), "beta": (100 * BETA, None)}
 
 
@@ -119,6 +120,7 @@ def run_seed(seed: int) -> dict[str, Any]:
                     minibatches=2,
                     kl=KLConfig(controller="fixed", coef=beta),
                     ptx=PtxConfig(data=str(root / "texts.jsonl"), coef=coef, ratio=1.0) if coef else None,
+                    critic=CriticConfig(checkpoint="policy", optim=CRITIC),
                     optim=OptimConfig(lr=2e-3, warmup=0.1, decay=False, eps=1e-5, head_lr=1e-2),
                     engine=ENGINE,
                     save_every=10_000,

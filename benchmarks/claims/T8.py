@@ -37,7 +37,7 @@ matplotlib.use("Agg")
 CLAIM = "On the frontier of true reward against KL most PPO points, with the true reward too, lie below a DPO point."
 SOURCE = "Rafailov et al. 2023 (arXiv 2305.18290), section 6.1, figure 2"
 PROMPTS, ANSWERS, EPOCHS = 600, 4, 3
-BETAS = (0.2, 0.5, 1.0, 2.0)
+BETAS = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 PRICES = (0.15, 0.5)
 STEPS = 25
 UNTRAINED = 0.1  # nats: who is nearer to the start than this is not counted
