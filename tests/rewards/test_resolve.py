@@ -46,11 +46,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_names_folders_and_functions(folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve_reward("rubric", ENGINE) is rubric
     assert isinstance(resolve_reward(folder, ENGINE), LearnedReward)
-    (tmp_path / "own_reward.py").write_text(
+    (tmp_path / "short_reward.py").write_text(
         "def brief(prompts, completions): return [-len(c.text) for c in completions]"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    assert resolve_reward("own_reward:brief", ENGINE)([asked("p")], [answer("abc")]) == [-3]
+    assert resolve_reward("short_reward:brief", ENGINE)([asked("p")], [answer("abc")]) == [-3]
 
 
 @pytest.mark.parametrize(
