@@ -136,11 +136,11 @@ def reweighted(rewards: np.ndarray, price: float) -> dict[str, float]:
     return {"reward": float(np.mean(share * rewards)), "kl": float(np.mean(share * np.log(share)))}
 
 
-def share_of_best(point: Point, rewards: np.ndarray) -> float:
-    """A point's reward over the most that its KL allows; nan where the start's answers do not reach so far."""
+def share_of_best(point: Point, rewards: np.ndarray) -> float | None:
+    """A point's reward over the most that its KL allows; None where the start's answers do not reach so far."""
     line = [reweighted(rewards, price) for price in np.geomspace(20, 0.3, 60)]
     kl, best = [p["kl"] for p in line], [p["reward"] for p in line]
-    return float(point["reward"] / np.interp(point["kl"], kl, best)) if point["kl"] <= kl[-1] else float("nan")
+    return float(point["reward"] / np.interp(point["kl"], kl, best)) if point["kl"] <= kl[-1] else None
 
 
 def dominated(points: Sequence[Point], by: Sequence[Point]) -> list[bool]:
@@ -154,7 +154,7 @@ def verdict(per_seed: Sequence[Mapping[str, Any]], minutes: float) -> dict[str, 
     pooled = {kind: [x for row in per_seed for x in row["dominated"][kind]] for kind in KINDS[1:]}
     share = {kind: float(np.mean(found)) if found else 0.0 for kind, found in pooled.items()}
     each = [[x for kind in KINDS[1:] for x in row["dominated"][kind]] for row in per_seed]
-    best = {kind: [x for row in per_seed for x in row["share_of_best"][kind] if x == x] for kind in KINDS}
+    best = {kind: [x for row in per_seed for x in row["share_of_best"][kind] if x is not None] for kind in KINDS}
     parts = {
         "reward model": share[KINDS[1]] > 0.5,
         "true reward": share[KINDS[2]] > 0.5,
