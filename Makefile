@@ -26,6 +26,8 @@ $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --no-deps --retries 1 -c constraints.txt torch $(TORCH_INDEX)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,postgres]'
+	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[reasoning]' \
+		|| echo "reasoning-gym wants a C compiler, and gym:TASK wants it: sudo apt-get install gcc python3-dev, then make setup"
 	@touch $@
 
 quickstart: setup
@@ -57,6 +59,7 @@ test: setup
 		|| echo "Not run: tests on PostgreSQL (no server here)."
 	@{ command -v chromium || command -v chromium-browser; } >/dev/null 2>&1 \
 		|| echo "Not run: tests in a browser (no Chromium here)."
+	@$(BIN)/python -c 'import reasoning_gym' 2>/dev/null || echo "Not run: tests on reasoning-gym (not installed)."
 	@command -v strace >/dev/null || echo "Not run: tests of power cuts (no strace here)."
 	@command -v nvidia-smi >/dev/null || echo "Not run: anything on a GPU (none here)."
 	@echo "Not run: make bench, make bench-gpu, make soak (long)."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from prefloop.data.sources import load_demonstrations, load_prompts
 from prefloop.rewards.resolve import resolve_reward
 from prefloop.types import PrefloopError
 
-pytest.importorskip("reasoning_gym", reason='reasoning-gym is not installed: pip install "prefloop[reasoning]"')
+if os.environ.get("CI") != "true":
+    pytest.importorskip("reasoning_gym", reason='reasoning-gym is not installed: pip install "prefloop[reasoning]"')
 SMALL = "gym:chain_sum?max_terms=2&max_digits=1&train=60&dev=10&eval=40&demonstrations=20"
 
 
