@@ -21,7 +21,7 @@ STAGE_HELP = {
     "reward": "Fit a reward model on the comparisons.",
     "rejection": "Sample several answers to each prompt and fine-tune on the best.",
     "ppo": "Train the policy against the reward model, on a KL leash.",
-    "group": "Train the policy by comparing answers to one prompt: GRPO or RLOO.",
+    "group": "Train the policy by comparing answers to one prompt: GRPO and its relatives.",
     "direct": "Fit the policy on the comparisons themselves: DPO and its relatives, KTO.",
     "online": "Fit the policy on pairs of its own fresh answers, judged as they come: online DPO.",
     "evaluate": "Compare the policy with its baselines on held-out prompts (`evaluate reward`: report on a reward).",
