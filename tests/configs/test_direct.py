@@ -40,6 +40,9 @@ def test_losses_on_the_same_comparisons_share_keys() -> None:
     assert weights == {"dpo": 1.0, "simpo": 0.5, "nca": 2.0}
     assert {own["beta"] for _, own in params["parts"].values()} == {0.3}
     assert params["parts"]["simpo"][1]["gamma"] == 1.0 and "gamma" not in params["parts"]["dpo"][1]
+    for loss, also in (("dpo", {"nca": 1.0}), ("cpo", {"orpo": 0.5})):
+        parts = config(loss=loss, also=also, nll=0.7).objective[1]["parts"]
+        assert [own["nll"] for _, own in parts.values()] == [0.7, 0.0]
     assert not config(loss="simpo", also={"dpo": 1.0}).reference_free
     assert config(loss="simpo", also={"orpo": 1.0}).reference_free
 

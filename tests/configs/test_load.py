@@ -8,9 +8,11 @@ from hypothesis import strategies as st
 
 from prefloop.configs.collect import CollectConfig, LabelConfig
 from prefloop.configs.evaluate import EvaluateConfig
+from prefloop.configs.group import GroupConfig
 from prefloop.configs.load import load_recipe, stage_config
 from prefloop.configs.pipeline import STAGES, RecipeConfig
 from prefloop.configs.ppo import PPOConfig
+from prefloop.configs.rollout import KLConfig
 from prefloop.configs.sft import SFTConfig
 from prefloop.types import PrefloopError
 
@@ -63,6 +65,22 @@ def test_a_partial_table_keeps_the_defaults_of_its_stage(tmp_path: Path) -> None
     assert (sft.optim.lr, sft.optim.warmup, sft.optim.decay) == (2e-5, 0.2, True)
 
 
+def test_a_partial_table_keeps_what_the_method_sets(tmp_path: Path) -> None:
+    def leash(method: str) -> KLConfig:
+        recipe = load_recipe(write(tmp_path, 'name = "try"'), [f"group.method={method}", "group.kl.stop=20"])
+        config = stage_config(recipe, "group")
+        assert isinstance(config, GroupConfig) and config.kl.stop == 20
+        return config.kl
+
+    assert (leash("dapo").coef, leash("dapo").controller) == (0.0, "fixed")
+    assert (leash("grpo").coef, leash("rloo").form) == (0.04, "reward")
+    for own, level in (("method=rloo", "sequence"), ("ratio=geometric", "sequence"), ("method=grpo", "token")):
+        recipe = load_recipe(write(tmp_path, 'name = "try"'), [f"group.{own}", "group.correction.high=3.0"])
+        config = stage_config(recipe, "group")
+        assert isinstance(config, GroupConfig) and config.correction
+        assert (config.correction.level, config.correction.high) == (level, 3.0)
+
+
 def test_overrides_are_toml_values_or_bare_strings(tmp_path: Path) -> None:
     overrides = ["name=other-seed2", "controls=true", "ppo.kl.target=4", "ppo.lora.rank=8"]
     overrides += ["ppo.missing_stop_score=none", 'label.panel=[{name = "simulated-x", accuracy = 0.9}]']
@@ -110,6 +128,30 @@ def test_a_loaded_stage_is_what_its_json_says(stage: str, seed: int, name: str) 
         ('name = "a"', ["ppo.kl.coef=0"], ["[ppo.kl] coef is 0", "take 'fixed'"]),
         ('name = "a"', ["ppo.group=1", "ppo.leave_one_out=true"], ["[ppo] leave_one_out needs", "group to 2 or more"]),
         ('name = "a"', ["ppo.kl.clip=1.0", "ppo.kl.horizon=1.0"], ["[ppo.kl] horizon is not above clip", "longer"]),
+        ('name = "a"', ["group.draws=2", "group.shaping.normalise=batch"], ["[group] shaping.normalise", "'running'"]),
+        (
+            'name = "a"\n[ppo]\nminibatches = 2\ngroup = 1\nprompts_per_step = 5\nptx = {data = "x", ratio = 0.2}',
+            [],
+            ["[ppo] ptx.ratio gives an update of 2 episodes no text", "0.5 or more"],
+        ),
+        (
+            'name = "a"\n[ppo]\nearly_stop = {by = "reward"}\n[ppo.mix]\nparts = {a = "", b = "rubric"}\n'
+            'weights = {a = 1.0}\nconstraint = {part = "b"}',
+            [],
+            ["[ppo] early_stop.by is 'reward'", "take 'watch'"],
+        ),
+        ('name = "a"\n[ppo.mix]\nparts = {raw = ""}\nweights = {raw = 1.0}', [], ["named 'raw'", "another name"]),
+        (
+            'name = "a"\ncontrols = true\nstages = ["sft", "group", "evaluate"]',
+            [],
+            ["no stage learns from any", "leave out controls"],
+        ),
+        (
+            'name = "a"\ncontrols = true\nstages = ["sft", "collect", "label", "reward", "online", "evaluate"]\n'
+            '[online]\npanel = [{name = "simulated", accuracy = 0.9}]',
+            [],
+            ["online.panel gives its own", "leave out controls"],
+        ),
         ('name = "a"', ["sft.optim.betas=[1.0,0.9]"], ["[sft.optim.betas] 0", "1.0", "less than 1"]),
         ('name = "a"', ["ppo.kl.coef=-1"], ["[ppo.kl] coef", "-1", "greater than or equal to 0"]),
         ('name = "a"', ["ppo.kl=3"], ["[ppo] kl", "3"]),

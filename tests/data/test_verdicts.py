@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,12 @@ def test_an_answer_is_good_where_it_wins_more_than_half() -> None:
         ("p0", "c"): True,
         ("p1", "y"): True,
         ("p1", "z"): False,
+    }
+    twice = compared(0, "a", "b")
+    again = replace(compared(0, "b", "c"), items=(replace(twice.items[1], id="sampled-again"), twice.items[0]))
+    assert {v.completion.text: v.good for v in from_preferences([twice, again, compared(0, "b", "c")])} == {
+        "b": True,
+        "c": False,
     }
     with pytest.raises(PrefloopError, match="No answer wins more or less than half"):
         from_preferences([compared(0, "a", "b", target=0.5)])

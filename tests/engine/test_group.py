@@ -178,3 +178,22 @@ def test_a_method_sets_only_what_is_not_given() -> None:
     for method in ("grpo", "dr-grpo", "rloo"):
         with pytest.raises(ValueError, match="a group of 1 has no others"):
             GroupConfig(out="run", method=method, group=1)  # type: ignore[arg-type]
+
+
+def test_approx_kl_is_nats_a_token_whatever_the_ratio() -> None:
+    logprobs, trees = batch(compared("grpo"), spread=0.1)
+    found = [
+        made(logprobs, trees, ratio=ratio).metrics["policy/approx_kl"] for ratio in ("token", "sequence", "geometric")
+    ]
+    assert found[0] > 0
+    torch.testing.assert_close(found, [found[0]] * 3)
+
+
+def test_with_one_ratio_an_answer_the_leash_weighs_answers_by_their_sums() -> None:
+    """As KL in the reward does: of k2_response a token's gradient is the log-ratio of its answer, over all answers."""
+    logprobs, trees = batch(torch.zeros(2, 3))
+    lengths = torch.tensor([n for row in LENGTHS for n in row], dtype=torch.float32)
+    of_answers = gradient(logprobs, trees, ratio="sequence", kl_form="k2_response", kl_coef=0.5)
+    torch.testing.assert_close(of_answers, 0.5 * lengths.repeat_interleave(lengths.int()) / 6)
+    of_tokens = gradient(logprobs, trees, ratio="sequence", kl_form="k2", kl_coef=0.5)
+    torch.testing.assert_close(of_tokens, torch.full_like(of_tokens, 0.5 / 6))

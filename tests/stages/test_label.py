@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ def asked(index: int, split: str) -> Prompt:
     return Prompt(id=f"{split}-{index}", messages=(message,), slice="everyday", split=split, checks=checks)
 
 
-def labeled(out: str = "r/label") -> Mapping[str, Any]:
+def labeled(out: str = "r/label", **rest: Any) -> Mapping[str, Any]:
     """The label stage over two answers to each of three prompts."""
     rows = [
         {"prompt": prompt, "completion": text_completion(prompt, f"{word} thing {prompt.id}.")}
@@ -35,7 +36,7 @@ def labeled(out: str = "r/label") -> Mapping[str, Any]:
         for word in ("One", "Another")
     ]
     write_jsonl("answers.jsonl", rows)
-    return label.run(LabelConfig(out=out, completions="answers.jsonl"))
+    return label.run(LabelConfig(out=out, completions="answers.jsonl", **rest))
 
 
 def other_comparison() -> Comparison:
@@ -53,6 +54,17 @@ def test_other_comparisons_in_the_store_are_left_alone() -> None:
         )
     result = labeled()
     assert (result["comparisons"], result["judgments"], result["simulated"]) == (3, 9, True)
+
+
+def test_judgments_of_a_simulated_annotator_with_other_settings_are_refused() -> None:
+    labeled(panel=[{"name": "simulated-a", "accuracy": 0.95}])
+    shutil.rmtree("r/label")
+    with pytest.raises(
+        PrefloopError, match="judgments of 'simulated-a' for this run that were made with other settings"
+    ):
+        labeled(panel=[{"name": "simulated-a", "accuracy": 0.95}], seed=1)
+    shutil.rmtree("r/label")
+    assert labeled(panel=[{"name": "simulated-a", "accuracy": 0.95}])["judgments"] == 3
 
 
 def test_people_who_judged_before_count_and_have_no_ceiling() -> None:

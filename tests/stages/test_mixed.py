@@ -14,13 +14,14 @@ import pytest
 from prefloop.configs.group import GroupConfig
 from prefloop.configs.mix import MixConfig
 from prefloop.configs.ppo import PPOConfig
-from prefloop.configs.rollout import KLConfig
+from prefloop.configs.rollout import HeldoutStopConfig, KLConfig, ShapingConfig
 from prefloop.configs.shared import EngineConfig, OptimConfig
 from prefloop.data.jsonl import write_jsonl
 from prefloop.models.checkpoint import read_checkpoint
+from prefloop.rewards.shaping import Shaping
 from prefloop.stages import group, ppo
-from prefloop.stages.rollouts import reward_sources
-from prefloop.types import Message, Prompt
+from prefloop.stages.rollouts import reward_sources, shaping
+from prefloop.types import Message, Prompt, Score
 
 ENGINE = EngineConfig(dtype="fp32", threads=1, token_budget=1500)
 PARTS = """
@@ -144,3 +145,25 @@ def test_a_run_knows_every_model_that_its_reward_stands_on() -> None:
     assert sources("steps=product:a") == {"reward": "a"}
     both = sources("average:a,b", helpful="", brief="rubric")
     assert both == {"reward-helpful[0]": "a", "reward-helpful[1]": "b", "reward-brief": "rubric"}
+
+
+@pytest.mark.parametrize("stage", ["ppo", "group"])
+def test_held_out_answers_do_not_fix_the_scales(stage: str) -> None:
+    """One answer to each of three prompts says nothing of how far a prompt's answers lie apart."""
+    mix = {"parts": {"even": "toy_parts:even", "small": "toy_parts:small"}, "weights": {"even": 1.0, "small": 1.0}}
+    run: Any = {"ppo": lambda c: ppo.run(PPOConfig(**c)), "group": lambda c: group.run(GroupConfig(**c))}[stage]
+    run(settings("alone", mix, steps=2))
+    run(settings("watched", mix, steps=2, early_stop=HeldoutStopConfig(split="train", every=1)))
+    watched = [{k: v for k, v in row.items() if k != "heldout/score"} for row in untimed("watched")]
+    assert watched == untimed("alone") and "heldout/score" in metrics("watched")[0]
+
+
+def test_what_bounds_a_score_is_kept_as_it_was_judged_first() -> None:
+    """A constraint's multiplier moves, so that a mix would score the baseline's answers otherwise after a break."""
+    config = PPOConfig(out="run", shaping=ShapingConfig(bound="prompt"), baseline="none.jsonl")
+    kept = Shaping(config.shaping, None, {"p0": 0.5}, {}).state
+
+    def unasked(*_: Any) -> list[Score]:
+        raise AssertionError("the baseline's answers were judged again")
+
+    assert shaping(config, unasked, json.loads(json.dumps(kept))).answers == {"p0": 0.5}

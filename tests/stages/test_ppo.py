@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from prefloop.configs.group import GroupConfig
@@ -337,6 +339,18 @@ def test_ptx_adds_its_gradient_before_the_step(monkeypatch: pytest.MonkeyPatch) 
     ppo.run(toy("alone", steps=1, minibatches=2, epochs=1))
     assert counted == [6, 6]
     assert metrics("both")[0]["policy/ratio_max"] != metrics("alone")[0]["policy/ratio_max"]
+
+
+@given(st.integers(1, 7), st.integers(1, 7), st.integers(1, 4), st.floats(0.1, 8))
+def test_ptx_reads_its_texts_without_a_gap(prompts: int, minibatches: int, answers: int, ratio: float) -> None:
+    minibatches = min(minibatches, prompts)
+    ratio = max(ratio, 1.001 / (prompts // minibatches * answers))
+    ptx = PtxConfig(data="texts.jsonl", ratio=ratio)
+    config = toy("run", ptx=ptx, prompts_per_step=prompts, minibatches=minibatches, group=answers)
+    places = [ppo.ptx_places(config, ptx, at) for at in range(3 * minibatches)]
+    assert all(begin < end for begin, end in places) and places[0][0] == 0
+    assert [end for _, end in places[:-1]] == [begin for begin, _ in places[1:]]
+    assert places[-1][1] == pytest.approx(3 * prompts * answers * ratio, abs=1)
 
 
 @pytest.mark.parametrize(

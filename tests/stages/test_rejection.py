@@ -197,3 +197,19 @@ def test_a_constraint_is_refused() -> None:
     mix: Any = {"parts": {"a": ""}, "weights": {"a": 1.0}, "constraint": {"part": "a"}}
     with pytest.raises(ValidationError, match="learned step by step"):
         config("x", mix=mix)
+
+
+@pytest.mark.parametrize("select", ["best", "random"])
+def test_prompts_without_a_good_answer_can_be_left_out(select: str) -> None:
+    limit = float(np.median([max(scores) for scores, _ in all_scores().values()]))
+    result = rejection.run(config("above", select=select, keep_above=limit))
+    found = scores_by_prompt("above")
+    assert all(any(kept) == (max(scores) > limit) for scores, kept in found.values())
+    assert 0 < result["kept"] == sum(max(scores) > limit for scores, _ in found.values()) < len(found)
+    with pytest.raises(PrefloopError, match="No answer scored above keep_above = 9; lower it or raise n"):
+        rejection.run(config("none", keep_above=9.0))
+
+
+def all_scores() -> dict[str, tuple[list[float], list[bool]]]:
+    rejection.run(config("all"))
+    return scores_by_prompt("all")

@@ -196,8 +196,18 @@ def test_a_sequence_without_rounds_too() -> None:
     found = {stage: pipeline.inputs(made, stage) for stage in made.stages}
     assert found["group"]["policy"] == "tiny" and found["group"]["baseline"] == ""
     assert found["collect"]["models"] == ("runs/r/group",) and found["direct"]["policy"] == "runs/r/group"
-    assert found["ppo"]["policy"] == "runs/r/direct" and found["ppo"]["baseline"] == "runs/r/collect"
-    assert pipeline.control_stages(made) == ("reward", "group", "direct", "ppo", "evaluate")
+    assert found["direct"]["preferences"] == "runs/r/label" and found["ppo"]["policy"] == "runs/r/direct"
+    assert found["ppo"]["baseline"] == ""  # collect asked another policy
+    assert pipeline.control_stages(made) == ("direct", "ppo", "evaluate")
+    usual = made.model_copy(update={"stages": ("sft", "collect", "label", "reward", "rejection", "ppo", "evaluate")})
+    assert pipeline.inputs(usual, "rejection")["policy"] == "runs/r/sft"
+    assert pipeline.inputs(usual.model_copy(update={"stages": usual.stages[:4]}), "ppo")["baseline"] == "runs/r/collect"
+    assert pipeline.control_stages(usual) == ("reward", "rejection", "ppo", "evaluate")
+    assert pipeline.control_stages(usual.model_copy(update={"stages": usual.stages[:4]})) == (
+        "reward",
+        "ppo",
+        "evaluate",
+    )
 
 
 def test_people_are_asked_and_the_run_stops_until_they_answered() -> None:
@@ -221,6 +231,11 @@ def test_the_kl_to_the_baseline_is_that_of_the_sampled_answers() -> None:
     common: dict[str, Any] = {"prompts": "prompts.jsonl", "max_tokens": 6, "samples": 2, "engine": ENGINE}
     same = evaluate.run(EvaluateConfig(out="same", policy="tiny", baselines=("tiny",), temperature=1.3, **common))
     assert same["kl_to_sft"] == pytest.approx(0, abs=1e-3)
+    assert json.loads(Path("same/run.json").read_text())["parents"] == {
+        "policy": "tiny",
+        "sft": "tiny",
+        "judge": "rubric",
+    }
     tiny_model(1).save_pretrained("other")
     tiny_tokenizer().save_pretrained("other")
     apart = evaluate.run(EvaluateConfig(out="apart", policy="other", baselines=("tiny",), **common))

@@ -513,9 +513,14 @@ def test_an_interrupted_reward_run_continues_the_same_numbers_and_keeps_the_same
     for step in (2, len(metrics("whole")) - 1):
         monkeypatch.setattr(Run, "log", stopped_at(step))
         with pytest.raises(KeyboardInterrupt):
-            reward.run(stopping("broken", shuffle_labels=True, save_every=3))
+            reward.run(stopping("broken", shuffle_labels=True, save_every=1))
     monkeypatch.setattr(Run, "log", log)
-    again = reward.run(stopping("broken", shuffle_labels=True, save_every=3))
+    measured = reward.Comparisons.measured
+    monkeypatch.setattr(reward.Comparisons, "measured", stopped_at(-1))
+    with pytest.raises(TypeError):  # after the update with which patience ran out, and its checkpoint
+        reward.run(stopping("broken", shuffle_labels=True, save_every=1))
+    monkeypatch.setattr(reward.Comparisons, "measured", measured)
+    again = reward.run(stopping("broken", shuffle_labels=True, save_every=1))
     rows = [[{k: v for k, v in row.items() if "time/" not in k} for row in metrics(o)] for o in ("whole", "broken")]
     assert rows[0] == rows[1]
     names = whole.keys() - {"checkpoint", "seconds"}

@@ -143,4 +143,6 @@ class DirectConfig(Config):
         own = {name: {key: getattr(self, key) for key in KNOBS[name]} for name in (self.loss, *self.also)}
         if not self.also:
             return self.loss, own[self.loss]
+        for params in [params for params in own.values() if "nll" in params][1:]:
+            params["nll"] = 0.0  # once for all
         return "weighted", {"parts": {name: (self.also.get(name, 1.0), params) for name, params in own.items()}}

@@ -1,5 +1,6 @@
 """Group methods: policy gradients whose baseline is the prompt's other answers, without a value head."""
 
+from collections.abc import Mapping
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -74,16 +75,28 @@ class GroupConfig(RolloutConfig):
     """Weights for what other weights sampled; where not given they are on with int8 rollouts or staleness, at the level
     of `ratio`."""
 
+    @classmethod
+    def nested_defaults(cls, given: Mapping[str, Any]) -> Mapping[str, Config]:
+        """The method's own leash, and a correction at the level of its ratio."""
+        set_by = METHODS.get(given.get("method", "grpo"), {})
+        ratio = given.get("ratio", set_by.get("ratio", "token"))
+        correction = CorrectionConfig(level="token" if ratio == "token" else "sequence")
+        return {"correction": correction} | {key: own for key, own in set_by.items() if isinstance(own, Config)}
+
     @model_validator(mode="after")
     def _as_the_method_has_it(self) -> Self:
         set_by = dict(METHODS[self.method])
         if self.rollout_dtype == "int8" or self.staleness:
-            ratio = self.ratio if "ratio" in self.model_fields_set else set_by.get("ratio", self.ratio)
-            set_by["correction"] = CorrectionConfig(level="token" if ratio == "token" else "sequence")
+            given = {key: getattr(self, key) for key in ("method", "ratio") if key in self.model_fields_set}
+            set_by["correction"] = self.nested_defaults(given)["correction"]
         self.__dict__.update({key: value for key, value in set_by.items() if key not in self.model_fields_set})
         if self.kl.form is None:
             form = "reward" if self.method in ("rloo", "reinforce++") else "k3"
             self.__dict__["kl"] = self.kl.model_copy(update={"form": form})
+        if self.draws > 1 and self.shaping.normalise == "batch":
+            raise ValueError(
+                "shaping.normalise is 'batch', but with draws above 1 a batch comes in rounds; take 'running' or 1 draw"
+            )
         if self.group < 2 and (self.centre in ("group", "others") or self.scale == "group"):
             raise ValueError("a group of 1 has no others to compare with; set group to 2 or more, or centre to batch")
         return self

@@ -109,8 +109,10 @@ def _validated(kind: type[C], table: Mapping[str, Any], section: str) -> C:
 
 
 def _completed(kind: type[Config], table: Mapping[str, Any], section: str) -> dict[str, Any]:
-    """`table` with known keys only; a partial nested table keeps the other values of that field's default."""
+    """`table` with known keys only; a partial nested table keeps the other values of its `nested_defaults`, or else of
+    that field's default."""
     result: dict[str, Any] = {}
+    defaults = kind.nested_defaults(table)
     for key, value in table.items():
         if key not in kind.model_fields:
             where = f"in [{section}]" if section else "at the top level"
@@ -120,7 +122,8 @@ def _completed(kind: type[Config], table: Mapping[str, Any], section: str) -> di
         if value == "none" and NoneType in get_args(field.annotation):
             value = None  # TOML has no null
         elif nested and isinstance(value, Mapping):
-            base = field.default.model_dump() if isinstance(field.default, Config) else {}
+            default = defaults.get(key, field.default)
+            base = default.model_dump() if isinstance(default, Config) else {}
             value = _completed(nested, _merged(base, value), inner)
         elif nested and isinstance(value, list | tuple):
             items = enumerate(value)

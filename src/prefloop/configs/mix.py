@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from prefloop.configs.shared import Config, nearest
 
-LOGGED = ("score", "score_std", "total", "flat_groups", "gated", "multiplier")
+LOGGED = ("score", "score_std", "total", "raw", "drawn", "flat_groups", "gated", "multiplier")
 """Names of reward/* that no part may take."""
 
 

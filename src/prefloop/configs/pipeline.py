@@ -52,7 +52,7 @@ class RecipeConfig(Config):
     """With rounds: share of the comparisons that a reward model (or direct) learns from that are of the newest labels;
     the rest is drawn from all rounds before, the replay buffer."""
     controls: bool = False
-    """Also run the negative control: reward model on shuffled labels, PPO against it, evaluation."""
+    """Also run the negative control: reward model on shuffled labels, the policy against it, evaluation."""
     prompts: str = "builtin"
     """Prompts of all stages that do not set their own."""
     engine: EngineConfig = EngineConfig()
@@ -84,6 +84,13 @@ class RecipeConfig(Config):
     def _can_go_round(self) -> Self:
         if self.rounds and self.controls:
             raise ValueError("the negative control knows no rounds; leave out controls or rounds")
+        if self.controls and not {"reward", "direct"} & set(self.stages):
+            raise ValueError(
+                "the negative control shuffles labels, and no stage learns from any; leave out controls, or add the "
+                "stage reward or direct"
+            )
+        if self.controls and "online" in self.stages and self.online.get("panel"):
+            raise ValueError("the negative control shuffles labels, and online.panel gives its own; leave out controls")
         if self.rounds and not set(TRAINED) & set(self.stages):
             raise ValueError(
                 f"a round trains a policy; add a stage of {', '.join(TRAINED)} to stages, or leave out rounds"

@@ -61,4 +61,7 @@ class PPOConfig(RolloutConfig):
     def _others_are_there(self) -> Self:
         if self.leave_one_out and self.group < 2:
             raise ValueError("leave_one_out needs other answers to the prompt; set group to 2 or more")
+        least = self.prompts_per_step // self.minibatches * self.group
+        if self.ptx and self.ptx.ratio * least < 1:
+            raise ValueError(f"ptx.ratio gives an update of {least} episodes no text; set it to {1 / least:g} or more")
         return self

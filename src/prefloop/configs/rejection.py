@@ -35,6 +35,9 @@ class RejectionConfig(Config):
     """Prompts on which several temperatures are compared."""
     select: Literal["best", "random"] = "best"
     """Which of the n is kept. random is the control of equal size: what it gains too is not the reward's doing."""
+    keep_above: float | None = None
+    """Prompts whose best answer does not score above this are left out: with 0 and a verifier's 0 or 1, wrong answers
+    are not learned from (STaR, Zelikman et al. 2022; RAFT); none keeps one of each prompt."""
     earlier: tuple[str, ...] = ()
     """Rejection runs whose kept answers are learned from too: without those of earlier rounds, what they had taught is
     forgotten."""

@@ -162,6 +162,8 @@ class RolloutConfig(SampledConfig):
 
     @model_validator(mode="after")
     def _scorers_are_there(self) -> Self:
+        if self.early_stop and self.early_stop.by == "reward" and self.mix and self.mix.constraint:
+            raise ValueError("early_stop.by is 'reward', which moves with the constraint's multiplier; take 'watch'")
         if self.early_stop and self.early_stop.by == "watch" and not self.watch:
             raise ValueError("early_stop.by is 'watch', but there is no watch; name one or take 'reward'")
         return self

@@ -1,8 +1,8 @@
 """What every stage's configuration shares: strict frozen models whose field docstrings become help and docs."""
 
 import difflib
-from collections.abc import Iterable
-from typing import Annotated, Literal
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -13,6 +13,12 @@ class Config(BaseModel):
     """Frozen; unknown keys are errors; a docstring under each field is its help text."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @classmethod
+    def nested_defaults(cls, given: Mapping[str, Any]) -> "Mapping[str, Config]":
+        """What a nested table of which only some keys are given is completed from, where that follows from other keys
+        and is not the field's default."""
+        return {}
 
 
 class LoraConfig(Config):

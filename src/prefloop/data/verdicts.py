@@ -15,13 +15,13 @@ def from_preferences(preferences: Sequence[Preference]) -> list[Verdict]:
     """A verdict on each answer of each prompt, once: good where it wins more than half of its comparisons (by weight,
     soft targets in part), bad where it wins less; what wins half is left out. Raises PrefloopError where nothing is
     left."""
-    won: dict[tuple[str, str], float] = {}
-    answers: dict[tuple[str, str], tuple[Prompt, Completion]] = {}
+    won: dict[tuple[str, str, str], float] = {}
+    answers: dict[tuple[str, str, str], tuple[Prompt, Completion]] = {}
     for preference in preferences:
         for i, j, target in ordered_pairs(preference):
             for item, lead in ((preference.items[i], target - 0.5), (preference.items[j], 0.5 - target)):
-                key = (preference.prompt.id, item.id)
-                answers[key] = (preference.prompt, item)
+                key = (preference.prompt.id, item.text, item.finish_reason)  # sampled twice, it is one answer
+                answers.setdefault(key, (preference.prompt, item))
                 won[key] = won.get(key, 0.0) + preference.weight * lead
     made = [Verdict(prompt=prompt, completion=item, good=won[key] > 0) for key, (prompt, item) in answers.items()]
     kept = [verdict for verdict, lead in zip(made, won.values(), strict=True) if abs(lead) > 1e-9]

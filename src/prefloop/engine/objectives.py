@@ -164,7 +164,8 @@ def group(
     correction: Mapping[str, Any] | None = None,
 ) -> LossOut:
     """Policy loss of the group methods (docs/methods/group.md says which takes what), by default GRPO's (Shao et al.
-    2024, arXiv 2402.03300, eq. 3), and kl_coef times the leash.
+    2024, arXiv 2402.03300, eq. 3), and kl_coef times the leash: the mean that the loss is, of its tokens' sums where
+    the ratio is that of a sequence, whose gradient is such a sum too.
 
     `ratio` pi / pi_old: of each "token"; one a "sequence", the product (RLOO: Ahmadian et al. 2024, arXiv 2402.14740);
     or "geometric", its |y|-th root (GSPO: Zheng et al. 2025, arXiv 2507.18071, eq. 7). `surrogate`: "clipped" or
@@ -176,7 +177,7 @@ def group(
     lengths = _lengths(forest)[forest.branch_of]
     tokens, constant = max(totals.tokens, 1e-9), float(totals.branches * longest)
     share = mask / {"response": lengths * totals.branches, "token": mask.new_tensor(tokens)}.get(mean, constant)
-    log_ratio = logprobs - _old(logprobs, forest)
+    by_token = log_ratio = logprobs - _old(logprobs, forest)
     if ratio != "token":
         log_ratio = forest.per_branch(log_ratio)[forest.branch_of] / (lengths if ratio == "geometric" else 1)
     advantages, weights = _corrected(forest.field("advantages"), logprobs, forest, correction)
@@ -188,9 +189,11 @@ def group(
         policy = losses.ppo_policy(log_ratio, zeros, advantages, share, clip=clip, clip_high=clip_high)
     loss = policy.loss
     if kl_coef:
-        loss = loss + kl_coef * leash(out, forest, share, kl_form)
+        loss = loss + kl_coef * leash(out, forest, share * lengths if ratio == "sequence" else share, kl_form)
     whole = tokens / constant if mean == "constant" else 1.0  # what the shares add up to
-    metrics = _policy_metrics(policy, whole) | {"policy/loss": policy.loss.detach()}
+    apart = 0.5 * by_token.detach() ** 2  # whatever the ratio, so that it is nats a token
+    metrics = _policy_metrics(policy._replace(approx_kl=masked_sum(apart, share)), whole)
+    metrics |= {"policy/loss": policy.loss.detach()}
     if weights is not None:
         metrics["sampler/importance"] = masked_sum(weights, share) / whole
     return LossOut(loss, metrics | _gap(logprobs, forest, totals))

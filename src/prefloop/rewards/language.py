@@ -21,8 +21,8 @@ SCRIPTS = {
     "hi": ("DEVANAGARI",),
     "th": ("THAI",),
     "ko": ("HANGUL",),
-    "ja": ("HIRAGANA", "KATAKANA", "CJK"),
-    "zh": ("CJK",),
+    "ja": ("HIRAGANA", "KATAKANA", "CJK", "IDEOGRAPHIC"),
+    "zh": ("CJK", "IDEOGRAPHIC"),
 }
 """Scripts of the languages that are told by script alone, as Unicode names the letters."""
 STOP_WORDS = {
@@ -34,15 +34,27 @@ STOP_WORDS = {
     "pt": "o a os as e é um uma de que em por com para não se do da no na como mais mas ao dos das são ou",
     "nl": "de het een en is niet van te dat op aan met voor er zijn maar om ook als dan nog wel bij uit naar of",
 }
-"""Frequent words of the languages in Latin script."""
+"""Frequent words of the languages in Latin script, by which each is told."""
+ALSO = {
+    "en": "a do no die come plus per son pour den met con van dan par um",
+    "de": "in was des du um er da all per plus",
+    "fr": "de en a on y as se son es si ma non te met or dos os",
+    "es": "a e te si le les van come dos mas da dan den par os das di",
+    "it": "a da se no al su te do all plus",
+    "pt": "la lo te si este está par",
+    "nl": "was in had die den der des na al per plus wie pas la les los das",
+}
+"""Words of each that are frequent in another of them."""
 _STOPS = {language: frozenset(words.split()) for language, words in STOP_WORDS.items()}
+_OWN = {language: _STOPS[language] | frozenset(words.split()) for language, words in ALSO.items()}
 _DIGIT = re.compile(r"\d")
 
 
 def language(wanted: str) -> Callable[[Sequence[Prompt], Sequence[Completion]], list[Score]]:
     """The reward "language=CODE": 1 less the share of foreign words. A word is foreign where a letter of it is of
     another script, or, in Latin script, where it is a frequent word of another of these and none of the wanted one.
-    Words with digits count for nothing; an answer without words scores 0. PrefloopError for an unknown code."""
+    Digits count for nothing, nor do words in Latin script that have some; an answer without words scores 0.
+    PrefloopError for an unknown code."""
     if wanted not in SCRIPTS and wanted not in _STOPS:
         raise PrefloopError(f"{PREFIX}{wanted}: unknown language; take one of {', '.join([*STOP_WORDS, *SCRIPTS])}.")
 
@@ -54,7 +66,10 @@ def language(wanted: str) -> Callable[[Sequence[Prompt], Sequence[Completion]], 
 
 def share(text: str, wanted: str) -> float:
     """The share of the text's words that are not foreign to a language."""
-    words = [word for word in WORD.findall(unicodedata.normalize("NFC", text).lower()) if not _DIGIT.search(word)]
+    text = unicodedata.normalize("NFC", text).lower()
+    if wanted in SCRIPTS:  # of which some have no spaces, so that a digit would take its whole clause along
+        text = _DIGIT.sub(" ", text)
+    words = [word for word in WORD.findall(text) if not _DIGIT.search(word)]
     return sum(not _foreign(word, wanted) for word in words) / len(words) if words else 0.0
 
 
@@ -62,5 +77,4 @@ def _foreign(word: str, wanted: str) -> bool:
     scripts = SCRIPTS.get(wanted, ("LATIN",))
     if any(letter.isalpha() and not unicodedata.name(letter, "").startswith(scripts) for letter in word):
         return True
-    own = _STOPS.get(wanted, frozenset())
-    return wanted in _STOPS and word not in own and any(word in stops for stops in _STOPS.values())
+    return wanted in _OWN and word not in _OWN[wanted] and any(word in stops for stops in _STOPS.values())

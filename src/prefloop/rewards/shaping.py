@@ -73,7 +73,8 @@ class Shaping:
     @property
     def state(self) -> dict[str, Json]:
         """What a checkpoint has to keep, as plain JSON."""
-        return {"reference": self.reference, "moments": [self.known.count, self.known.mean, self.known.squares]}
+        moments = [self.known.count, self.known.mean, self.known.squares]
+        return {"reference": self.reference, "moments": moments, "answers": dict(self.answers)}
 
     def __call__(
         self, judged: Sequence[Score], prompts: Sequence[Prompt], completions: Sequence[Completion]

@@ -19,7 +19,7 @@ from prefloop.engine.build import (
     use_threads,
 )
 from prefloop.evals.winrate import summarize
-from prefloop.rewards.resolve import resolve_reward
+from prefloop.rewards.resolve import resolve_reward, reward_parents
 from prefloop.run import Run, progress
 from prefloop.stages.rollouts import sampled_logprobs
 from prefloop.stages.sampling import sample_groups
@@ -34,7 +34,8 @@ def run(config: EvaluateConfig) -> Mapping[str, Any]:
     if not config.policy or not config.baselines or len(config.baselines) >= len(NAMES):
         raise PrefloopError("[evaluate] needs a policy and one or two baselines: the starting policy, the base model.")
     models = dict(zip(NAMES, map(resolve_checkpoint, (config.policy, *config.baselines)), strict=False))
-    with Run.open(config.out, config, stage="evaluate", parents=models) as run:
+    parents = models | reward_parents(config.judge, "judge")
+    with Run.open(config.out, config, stage="evaluate", parents=parents) as run:
         if run.finished:
             return run.result
         use_threads(config.engine)

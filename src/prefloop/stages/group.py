@@ -86,11 +86,6 @@ def run(config: GroupConfig) -> Mapping[str, Any]:
         with progress(config.steps, "steps", done=start) as bar:
             for step in range(start, config.steps):
                 metrics: dict[str, float] = {}
-                if early and early.due(step):
-                    metrics["heldout/score"] = early.score(step, run, learner, sampler, encoder, parent)
-                    if stopped := early.over(step):
-                        taken = step
-                        break
                 began = time.perf_counter()
                 sampler.load(learner.publish())
                 while len(ahead) <= min(config.staleness, config.steps - step - 1):
@@ -100,6 +95,11 @@ def run(config: GroupConfig) -> Mapping[str, Any]:
                 batch = ahead.popleft()
                 sampled = time.perf_counter()
 
+                if early and early.due(step):  # after the batch's own scores, which fix a mix's scales
+                    metrics["heldout/score"] = early.score(step, run, learner, sampler, encoder, parent)
+                    if stopped := early.over(step):
+                        taken = step
+                        break
                 chosen, groups = [g.prompt for g in batch.groups], [g.answers for g in batch.groups]
                 flat_prompts = [prompt for prompt, group in zip(chosen, groups, strict=True) for _ in group]
                 flat = [completion for group in groups for completion in group]

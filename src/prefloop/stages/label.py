@@ -45,6 +45,7 @@ def _by_panel(config: LabelConfig, run: Run, comparisons: Sequence[Comparison]) 
         store.add_comparisons(name, comparisons)
         for person in config.panel:
             annotator = Annotator(**person.model_dump(), seed=config.seed)
+            _refuse_other_settings(store.judgments(name), annotator, comparisons, scores)
             pending = [c for c in store.pending(name, person.name) if c.id in scores]
             made = [judge(annotator, comparison, scores[comparison.id]) for comparison in pending]
             store.add_judgments(name, made, simulated=True)
@@ -62,6 +63,24 @@ def _by_panel(config: LabelConfig, run: Run, comparisons: Sequence[Comparison]) 
             "simulated": all(preference.simulated for preference in preferences),
         }
     )
+
+
+def _refuse_other_settings(
+    known: Sequence[Judgment],
+    annotator: Annotator,
+    comparisons: Sequence[Comparison],
+    scores: Mapping[str, Sequence[Score]],
+) -> None:
+    """What the store has of a simulated annotator must be what this one would say, or its settings were others."""
+    asked = {comparison.id: comparison for comparison in comparisons}
+    for judgment in known:
+        if judgment.annotator == annotator.name and judgment.comparison_id in scores:
+            again = judge(annotator, asked[judgment.comparison_id], scores[judgment.comparison_id])
+            if (again.ranking, again.shown_order) != (judgment.ranking, judgment.shown_order):
+                raise PrefloopError(
+                    f"The label store has judgments of {annotator.name!r} for this run that were made with other "
+                    "settings; give the run or the annotator another name."
+                )
 
 
 def _by_people(config: LabelConfig, run: Run, comparisons: Sequence[Comparison], wait: bool) -> Mapping[str, Any]:

@@ -117,11 +117,13 @@ def inputs(recipe: RecipeConfig, stage: str, number: int = 0) -> dict[str, Any]:
     start = of(ONCE) if ONCE in recipe.stages else recipe.model
     entry = of(trained(recipe), number - 1) if number > 1 else start
     policy = next((of(name) for name in reversed(before) if name in TRAINED), entry)
+    since = before[before.index("collect") :] if "collect" in before else TRAINED
+    answered = not set(since) & set(TRAINED)  # the policy that collect asked is still this one
     preferences = f"{folder(recipe, number)}/preferences.jsonl" if number > 1 else of("label")
     rollouts = {
         "policy": policy,
         "reward": of("reward"),
-        "baseline": of("collect") if "collect" in before else "",
+        "baseline": of("collect") if answered else "",
         "watch": of("reward", number - 1) if number > 1 and "reward" in recipe.stages else "",
     }
     found: dict[str, dict[str, Any]] = {
@@ -167,9 +169,11 @@ def _panel(recipe: RecipeConfig) -> list[Preference]:
 
 
 def control_stages(recipe: RecipeConfig) -> tuple[str, ...]:
-    """The stages that the negative control repeats: from the one that learns the labels on."""
-    methods = tuple(name for name in recipe.stages if name in TRAINED) or (trained(recipe),)
-    return (*(() if set(methods) == {"direct"} else ("reward",)), *methods, "evaluate")
+    """The stages that the negative control repeats: those that train from the first that learns the labels on."""
+    first = min(recipe.stages.index(name) for name in ("reward", "direct") if name in recipe.stages)
+    repeated = tuple(name for name in recipe.stages[first:] if name in ("reward", *TRAINED))
+    methods = repeated if set(repeated) & set(TRAINED) else (*repeated, trained(recipe))
+    return (*methods, "evaluate")
 
 
 def run_control(recipe: RecipeConfig, stage: str) -> Mapping[str, Any]:
@@ -185,7 +189,7 @@ def run_control(recipe: RecipeConfig, stage: str) -> Mapping[str, Any]:
         changed["shuffle_labels"] = True
     elif stage == "evaluate":
         changed["baselines"] = config.baselines[:1]
-    else:
+    elif config.reward == inputs(recipe, stage)["reward"]:
         changed["reward"] = f"{control}/reward"
     return RUNS[stage](config.model_copy(update=changed))
 

@@ -3,6 +3,7 @@ off the reward, estimate advantages, update, steer the KL coefficient."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from prefloop.configs.ppo import PPOConfig
+from prefloop.configs.ppo import PPOConfig, PtxConfig
 from prefloop.data.sources import load_demonstrations, load_prompts
 from prefloop.data.trees import answer_tree, demonstration_trees, with_fields
 from prefloop.engine.build import (
@@ -99,11 +100,6 @@ def run(config: PPOConfig) -> Mapping[str, Any]:
         with progress(config.steps, "steps", done=start) as bar:
             for step in range(start, config.steps):
                 metrics: dict[str, float] = {}
-                if early and early.due(step):
-                    metrics["heldout/score"] = early.score(step, run, learner, sampler, encoder, parent)
-                    if stopped := early.over(step):
-                        taken = step
-                        break
                 began = time.perf_counter()
                 chosen = take(prompts, step * config.prompts_per_step, config.prompts_per_step, config.seed)
                 sampler.load(learner.publish())
@@ -114,6 +110,11 @@ def run(config: PPOConfig) -> Mapping[str, Any]:
                 flat = [completion for group in groups for completion in group]
                 judged = reward(flat_prompts, flat)
                 scores = shape(judged, flat_prompts, flat)
+                if early and early.due(step):  # after the batch's own scores, which fix a mix's scales
+                    metrics["heldout/score"] = early.score(step, run, learner, sampler, encoder, parent)
+                    if stopped := early.over(step):
+                        taken = step
+                        break
                 trees = [answer_tree(prompt, group, encoder) for prompt, group in zip(chosen, groups, strict=True)]
                 parts = [list(range(i, len(trees), config.minibatches)) for i in range(config.minibatches)]
                 more: set[Read] = set() if critic else {"values"}
@@ -217,8 +218,8 @@ def improve(
     loss, seen = "ppo_policy" if critic else "ppo", reference if form == "exact" else None
     made = learner.forward_backward(batch, loss, params, seen)
     if config.ptx:
-        count = round(config.ptx.ratio * len(batch) * config.group)
-        mixed = take(texts, at * count, count, config.seed)
+        begin, end = ptx_places(config, config.ptx, at)
+        mixed = take(texts, begin, end - begin, config.seed)
         made["ptx/loss"] = learner.forward_backward(mixed, "sft", {"coef": config.ptx.coef})["loss/train"]
     factor = rate(config.optim, at, total) * kl.rate
     made |= learner.optim_step(config.optim.lr * factor, config.optim.head_lr * factor)
@@ -228,6 +229,16 @@ def improve(
         factor = rate(optim, at, total)
         made["critic/grad_norm"] = critic.optim_step(optim.lr * factor, optim.head_lr * factor)["optim/grad_norm"]
     return made
+
+
+def ptx_places(config: PPOConfig, ptx: PtxConfig, at: int) -> tuple[int, int]:
+    """Where in the endless order of texts those of update `at` begin and end: `ratio` for each episode, without a gap
+    also where minibatches differ in size."""
+    passes, part = divmod(at, config.minibatches)
+    sizes = [len(range(i, config.prompts_per_step, config.minibatches)) for i in range(config.minibatches)]
+    before = passes * config.prompts_per_step + sum(sizes[:part])
+    begin, end = (math.floor(ptx.ratio * config.group * prompts) for prompts in (before, before + sizes[part]))
+    return begin, end
 
 
 def with_advantages(

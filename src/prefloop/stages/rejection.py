@@ -36,12 +36,12 @@ CHUNK = 16  # prompts answered together; an interrupted run continues after the 
 
 @dataclass(frozen=True)
 class Judged:
-    """The n answers to a prompt, their scores, and the place of the one that is kept."""
+    """The n answers to a prompt, their scores, and the place of the one that is kept, where one is."""
 
     prompt: Prompt
     answers: Sequence[Completion]
     scores: Sequence[float]
-    kept: int
+    kept: int | None
 
 
 def run(config: RejectionConfig) -> Mapping[str, Any]:
@@ -62,6 +62,8 @@ def run(config: RejectionConfig) -> Mapping[str, Any]:
         loaded = load(config.policy, config.engine)
         encoder = build_encoder(loaded)
         kept = kept_answers([*config.earlier, str(run.path)])
+        if not kept:
+            raise PrefloopError(f"No answer scored above keep_above = {config.keep_above:g}; lower it or raise n.")
         trees = [answer_tree(prompt, [readable(answer, encoder)], encoder) for prompt, answer in kept]
         learner = build_learner(loaded, config.engine, config.optim, lora=config.lora, seed=config.seed)
         examples = len(trees) * config.epochs
@@ -139,8 +141,9 @@ def sample(config: RejectionConfig, run: Run, sampler_name: str, prompts: Sequen
                 metrics = {
                     "reward/best": _mean(max(j.scores) for j in found),
                     "reward/median": _mean(np.median(j.scores) for j in found),
-                    "reward/kept": _mean(j.scores[j.kept] for j in found),
                 }
+                if kept := [j.scores[j.kept] for j in found if j.kept is not None]:
+                    metrics["reward/kept"] = _mean(kept)
                 for j in found:
                     for place, (answer, score) in enumerate(zip(j.answers, j.scores, strict=True)):
                         row = {"prompt": j.prompt, "completion": answer, "score": score, "kept": place == j.kept}
@@ -154,7 +157,8 @@ def sample(config: RejectionConfig, run: Run, sampler_name: str, prompts: Sequen
 def judge(
     prompts: Sequence[Prompt], groups: Sequence[Sequence[Completion]], reward: RewardFn, config: RejectionConfig
 ) -> list[Judged]:
-    """Score each prompt's answers and choose the one that is kept: the best, of equals the first, or any."""
+    """Score each prompt's answers and choose the one that is kept: the best, of equals the first, or any; none
+    where even the best is not above config.keep_above."""
     flat = [answer for group in groups for answer in group]
     asked = [prompt for prompt, group in zip(prompts, groups, strict=True) for _ in group]
     shape = Shaping(ShapingConfig(), config.missing_stop_score, {}, {})
@@ -163,7 +167,9 @@ def judge(
     for prompt, group in zip(prompts, groups, strict=True):
         own = [next(scores) for _ in group]
         any_one = derived_seed(config.seed, "any", prompt.id) % len(own)
-        made.append(Judged(prompt, group, own, int(np.argmax(own)) if config.select == "best" else any_one))
+        kept = int(np.argmax(own)) if config.select == "best" else any_one
+        good = config.keep_above is None or max(own) > config.keep_above
+        made.append(Judged(prompt, group, own, kept if good else None))
     return made
 
 

@@ -72,6 +72,8 @@ def run(config: RewardConfig) -> Mapping[str, Any]:
 
         with progress(total, "updates", done=start) as bar:
             for step in range(start, total):
+                if stop and step - 1 - best_step >= stop.patience * stop.every:
+                    break
                 began = time.perf_counter()
                 done = step * config.batch
                 batch = take(trees, done, min(config.batch, examples - done), config.seed)
@@ -90,8 +92,6 @@ def run(config: RewardConfig) -> Mapping[str, Any]:
                 if (step + 1) % config.save_every == 0 and step + 1 < total:
                     save_step(run, learner, step, parent, {"best": (best_step, best_loss)} if best_step >= 0 else {})
                 bar.advance(1, f"loss {metrics['loss/train']:.3f}")
-                if stop and step - best_step >= stop.patience * stop.every:
-                    break
         if stop:
             learner.load(kept)
 

@@ -114,6 +114,8 @@ def reward_sources(config: SampledConfig | RejectionConfig) -> dict[str, str]:
 
 def shaping(config: RolloutConfig, judge: Callable[..., Sequence[Score]], state: Mapping[str, Json]) -> Shaping:
     """What becomes of the run's scores; `judge` scores the baseline's answers where these bound them."""
+    if "answers" in state:  # a mix with a constraint would judge them otherwise by now
+        return Shaping(config.shaping, config.missing_stop_score, state["answers"], state)
     scores: dict[str, list[float]] = {}
     if config.shaping.bound == "prompt" and config.baseline:
         prompts, answers = baseline_answers(config)
@@ -148,7 +150,7 @@ def beyond(measured: Mapping[str, float], config: KLConfig, step: int) -> str | 
         return None
     return (
         f"KL to the reference is {found:.3g} nats a {config.per} after {step} steps, above kl.stop = {config.stop:g}: "
-        "the run ends here, with this policy as its checkpoint. Raise kl.coef or lower optim.lr to go on for longer."
+        "the run ends here. Raise kl.coef or lower optim.lr to go on for longer."
     )
 
 
