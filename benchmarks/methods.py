@@ -1,4 +1,4 @@
-"""DPO, KTO, rejection sampling, online DPO and PPO from the same SFT model, labels and reward model: methods.py.
+"""DPO, KTO, rejection sampling, online DPO, PPO and GRPO from the same SFT model, labels and reward model: methods.py.
 
 Of each seed the loop of recipes/methods.toml up to the reward model runs once (runs/methods-seedN), then every method
 from there (runs/methods-seedN-METHOD), with its evaluation on held-out prompts against the SFT model. What is finished
@@ -31,8 +31,9 @@ METHODS: Mapping[str, tuple[str, str, tuple[str, ...]]] = {  # name, stage, what
     "rejection": ("rejection sampling", "rejection", ()),
     "online": ("online DPO", "online", ()),
     "ppo": ("PPO", "ppo", ()),
+    "grpo": ("GRPO", "group", ()),
 }
-PAGE = """# Five methods on one task
+PAGE = """# {methods} methods on one task
 
 The quickstart's task on SmolLM2-135M, {seeds} seeds; the same SFT model, labels and (but for DPO and KTO, which need
 none) reward model. Win rates are the rubric's preference against SFT on held-out prompts, not that of people, with
@@ -42,7 +43,7 @@ answers, labels and reward model took {before} more. Measured on {cpu}, {cores} 
     python benchmarks/methods.py
 
 {table}
-![Win rate by KL, a point a seed](../../benchmarks/results/methods.svg)
+![Win rate by KL and by cost, a point a seed](../../benchmarks/results/methods.svg)
 """
 
 
@@ -102,22 +103,21 @@ def table(figures: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
 
 
 def draw(figures: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Figure:
-    """Win rate with its interval by KL, a colour a method, a point a seed."""
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.subplots()
-    for number, (method, seeds) in enumerate(figures.items()):
-        found = list(seeds.values())
-        rates = [f["win_rate"] for f in found]
-        bars = [[f["win_rate"] - f["low"] for f in found], [f["high"] - f["win_rate"] for f in found]]
-        axes.errorbar(
-            [f["kl"] for f in found], rates, bars, fmt="os^Dv"[number], capsize=3, alpha=0.8, label=METHODS[method][0]
-        )
-    axes.axhline(0.5, color="grey", linewidth=1, linestyle="--")
-    axes.set_xlabel("KL to SFT (nats per response)")
-    axes.set_ylabel("win rate against SFT")
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=8)
+    """Win rate with its interval by KL and by minutes, a colour a method, a point a seed."""
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    sides = {"kl": "KL to SFT (nats per response)", "minutes": "minutes of the method's own stage"}
+    for axes, (by, label) in zip(figure.subplots(1, 2, sharey=True), sides.items(), strict=True):
+        for (method, seeds), mark in zip(figures.items(), "os^DvP", strict=False):
+            found = list(seeds.values())
+            rates = [f["win_rate"] for f in found]
+            bars = [[f["win_rate"] - f["low"] for f in found], [f["high"] - f["win_rate"] for f in found]]
+            axes.errorbar([f[by] for f in found], rates, bars, fmt=mark, capsize=3, alpha=0.8, label=METHODS[method][0])
+        axes.axhline(0.5, color="grey", linewidth=1, linestyle="--")
+        axes.set_xlabel(label)
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].set_ylabel("win rate against SFT")
+    figure.axes[0].legend(fontsize=8)
     return figure
 
 
@@ -162,7 +162,11 @@ def main(arguments: list[str] | None = None) -> int:
         figure.savefig(options.out / "methods.svg", metadata={"Date": None})
     figure.savefig(options.out / "methods.png", dpi=110)
     page = PAGE.format(
-        **running.machine(), seeds=len(before), before=f"{statistics.median(before):.1f}", table=table(figures)
+        **running.machine(),
+        methods=len(figures),
+        seeds=len(before),
+        before=f"{statistics.median(before):.1f}",
+        table=table(figures),
     )
     write_atomic(options.page, page)
     print(json.dumps(answer, indent=None if options.json else 2))

@@ -516,8 +516,12 @@ def test_an_interrupted_reward_run_continues_the_same_numbers_and_keeps_the_same
             reward.run(stopping("broken", shuffle_labels=True, save_every=1))
     monkeypatch.setattr(Run, "log", log)
     measured = reward.Comparisons.measured
-    monkeypatch.setattr(reward.Comparisons, "measured", stopped_at(-1))
-    with pytest.raises(TypeError):  # after the update with which patience ran out, and its checkpoint
+
+    def stopped(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(reward.Comparisons, "measured", stopped)
+    with pytest.raises(KeyboardInterrupt):  # after the update with which patience ran out, and its checkpoint
         reward.run(stopping("broken", shuffle_labels=True, save_every=1))
     monkeypatch.setattr(reward.Comparisons, "measured", measured)
     again = reward.run(stopping("broken", shuffle_labels=True, save_every=1))

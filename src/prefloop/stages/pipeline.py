@@ -95,9 +95,10 @@ def run_round(recipe: RecipeConfig, number: int) -> None:
             RUNS[stage](config)
         if number > 1 and stage == "label":
             _replay(recipe, number)
-        if number > 1 and stage == "reward" and "label" in recipe.stages and not Path(root, "agreement.json").exists():
+        said = Path(root, "reward", "agreement.json")  # in the folder of the reward that it is about, to go with it
+        if number > 1 and stage == "reward" and "label" in recipe.stages and not said.exists():
             versions = [f"{folder(recipe, earlier)}/reward" for earlier in range(1, number + 1)]
-            agreement(versions, _panel(recipe), config.engine, Path(root, "agreement.json"))
+            agreement(versions, _panel(recipe), config.engine, said)
     write_atomic(Path(root, "round.json"), json.dumps(round_figures(Path(root)), indent=2, allow_nan=False) + "\n")
 
 
