@@ -87,7 +87,9 @@ class GroupConfig(RolloutConfig):
     def _as_the_method_has_it(self) -> Self:
         set_by = dict(METHODS[self.method])
         if self.rollout_dtype == "int8" or self.staleness:
-            given = {key: getattr(self, key) for key in ("method", "ratio") if key in self.model_fields_set}
+            given: dict[str, Any] = {
+                key: getattr(self, key) for key in ("method", "ratio") if key in self.model_fields_set
+            }
             set_by["correction"] = self.nested_defaults(given)["correction"]
         self.__dict__.update({key: value for key, value in set_by.items() if key not in self.model_fields_set})
         if self.kl.form is None:
