@@ -42,7 +42,6 @@ def control(seed: int) -> list[str]:
         f"name=rlvr-seed{seed}-dice",
         'stages=["group", "evaluate"]',
         *(f"group.policy={base}/sft", "group.mix=none", "group.reward=rlvr:dice"),
-        f'evaluate.baselines=["{base}/sft"]',
     ]
 
 
@@ -108,7 +107,7 @@ def main(arguments: list[str] | None = None) -> int:
         for own in ([f"name=rlvr-seed{seed}"], control(seed)):
             name = own[0].removeprefix("name=")
             print(f"{name} ...", file=sys.stderr, flush=True)
-            settings = [*options.set, f"seed={seed}", *own]
+            settings = [*options.set, f"seed={seed}", f'evaluate.baselines=["runs/rlvr-seed{seed}/sft"]', *own]
             if failed := running.run(["run", str(RECIPE)], settings, options.workspace, name):
                 print(failed, file=sys.stderr)
                 return 1
