@@ -30,5 +30,5 @@ def test_the_recipes_of_systems_hold_what_tells_them_apart() -> None:
     assert ziegler.optim.eps_hat and ziegler.critic is None and ziegler.temperature == 0.7
     assert stiennon.kl.controller == "fixed" and stiennon.kl.coef == 0.05 and stiennon.critic
     assert not stiennon.whiten_rewards and stiennon.epochs == ziegler.epochs == 4
-    assert instruct.ptx and instruct.ptx.coef == 27.8 and instruct.ema == 0.992 and instruct.epochs == 1
+    assert instruct.ptx and instruct.ptx.coef == 1.0 and instruct.ema == 0.95 and instruct.epochs == 1
     assert instruct.kl.coef == 0.02 and instruct.critic and not instruct.optim.decay
