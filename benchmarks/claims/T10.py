@@ -4,9 +4,10 @@ Sampled reviews are good or bad by their true sentiment (tiny_lm.py), without an
 with 90 % of the good ones dropped and the bad ones' weight lowered so that both kinds weigh the same (Ethayarajh et al.
 2024, section 4.2); and, as the control, dropped with the weight left at 1. Another control learns from all with the
 labels dealt out by chance. Measured on prompts of their own: how often an answer of the policy has a better sentiment
-than one of the start, ties half. Tuned on seed 100. That rebalancing must gain with an interval above 0 was added after
-the first five seeds, whose medians alone would have passed by 0.001 where two of five controls did best of all. Writes
-T10.json, .svg and .png beside this file; exits 0 only where the claim holds.
+than one of the start, ties half. That rebalancing must gain with an interval above 0 was added after seeds 0 to 4 at 2
+passes, whose medians alone would have passed by 0.001 where two of five controls did best of all. At 5 passes, tuned on
+seeds 100 and 101, the committed seeds are 5 to 9 (--first 5). Writes T10.json, .svg and .png beside this file; exits 0
+only where the claim holds.
 """
 
 import logging
@@ -38,7 +39,7 @@ CLAIM = "KTO without 90 % of the good answers is within 2 points of all of them,
 SOURCE = "Ethayarajh et al. 2024 (arXiv 2402.01306)"
 POINTS = 0.02
 PROMPTS, ANSWERS, DROPPED = 1000, 4, 0.9
-EPOCHS, BATCH, RATE = 2, 16, 1e-3
+EPOCHS, BATCH, RATE = 5, 16, 1e-3
 TEST_PROMPTS, TEST_ANSWERS = 64, 16
 WAYS = ("all", "rebalanced", "left at 1", "shuffled")
 
