@@ -43,9 +43,10 @@ def _by_panel(config: LabelConfig, run: Run, comparisons: Sequence[Comparison]) 
     scores = _rubric_scores(comparisons)
     with open_store(config.database) as store, progress(len(comparisons) * len(config.panel), "judgments") as bar:
         store.add_comparisons(name, comparisons)
+        known = store.judgments(name)
         for person in config.panel:
             annotator = Annotator(**person.model_dump(), seed=config.seed)
-            _refuse_other_settings(store.judgments(name), annotator, comparisons, scores)
+            _refuse_other_settings(known, annotator, comparisons, scores)
             pending = [c for c in store.pending(name, person.name) if c.id in scores]
             made = [judge(annotator, comparison, scores[comparison.id]) for comparison in pending]
             store.add_judgments(name, made, simulated=True)
