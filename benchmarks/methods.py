@@ -2,7 +2,7 @@
 
 Of each seed the loop of recipes/methods.toml up to the reward model runs once (runs/methods-seedN), then every method
 from there (runs/methods-seedN-METHOD), with its evaluation on held-out prompts against the SFT model. What is finished
-is kept. Writes methods.json, methods.svg, methods.png and docs/methods/table.md; exits 0 only where every run ended.
+is kept. Writes methods.json, .svg, .png and the table of docs/methods/choosing.md; exits 0 only where every run ended.
 """
 
 import argparse
@@ -23,7 +23,7 @@ matplotlib.use("Agg")
 ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "recipes" / "methods.toml"
 OUT = ROOT / "benchmarks" / "results"
-PAGE_FILE = ROOT / "docs" / "methods" / "table.md"
+PAGE = ROOT / "docs" / "methods" / "choosing.md"
 BEFORE = ("sft", "collect", "label", "reward")
 METHODS: Mapping[str, tuple[str, str, tuple[str, ...]]] = {  # name, stage, what it sets
     "dpo": ("DPO", "direct", ()),
@@ -33,17 +33,17 @@ METHODS: Mapping[str, tuple[str, str, tuple[str, ...]]] = {  # name, stage, what
     "ppo": ("PPO", "ppo", ()),
     "grpo": ("GRPO", "group", ()),
 }
-PAGE = """# {methods} methods on one task
-
+BEGIN, END = "<!-- written by benchmarks/methods.py -->\n", "<!-- end -->\n"
+MEASURED = """
 The quickstart's task on SmolLM2-135M, {seeds} seeds; the same SFT model, labels and (but for DPO and KTO, which need
 none) reward model. Win rates are the rubric's preference against SFT on held-out prompts, not that of people, with
 95 % intervals over prompts. KL to SFT in nats per response, length in tokens, minutes of the method's own stage; SFT,
 answers, labels and reward model took {before} more. Measured on {cpu}, {cores} cores, torch {torch}, by
-
-    python benchmarks/methods.py
+`python benchmarks/methods.py`.
 
 {table}
 ![Win rate by KL and by cost, a point a seed](../../benchmarks/results/methods.svg)
+
 """
 
 
@@ -134,9 +134,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override a key of the recipe")
     parser.add_argument("--workspace", type=Path, default=Path(), help="folder that holds runs/; this one without it")
     parser.add_argument("--out", type=Path, default=OUT, help="folder for the results")
-    parser.add_argument(
-        "--page", type=Path, default=ROOT / "docs" / "methods" / "table.md", help="where the table goes"
-    )
+    parser.add_argument("--page", type=Path, default=PAGE, help="page whose table is written anew")
     parser.add_argument("--json", action="store_true", help="print on one line")
     options = parser.parse_args(arguments)
     options.workspace.mkdir(parents=True, exist_ok=True)
@@ -151,24 +149,21 @@ def main(arguments: list[str] | None = None) -> int:
                 print(failed, file=sys.stderr)
                 return 1
     figures = {m: {str(s): measured(options.workspace, s, m) for s in options.seeds} for m in options.methods}
-    before = [
+    minutes = [
         sum(_result(options.workspace / "runs" / f"methods-seed{seed}" / stage)["seconds"] for stage in BEFORE) / 60
         for seed in options.seeds
     ]
-    answer = {"machine": running.machine(), "minutes_before": before, "methods": figures}
+    answer = {"machine": running.machine(), "minutes_before": minutes, "methods": figures}
     write_atomic(options.out / "methods.json", json.dumps(answer, indent=2) + "\n")
     figure = draw(figures)
     with matplotlib.rc_context({"svg.hashsalt": "methods"}):
         figure.savefig(options.out / "methods.svg", metadata={"Date": None})
     figure.savefig(options.out / "methods.png", dpi=110)
-    page = PAGE.format(
-        **running.machine(),
-        methods=len(figures),
-        seeds=len(before),
-        before=f"{statistics.median(before):.1f}",
-        table=table(figures),
+    before, rest = options.page.read_text(encoding="utf-8").split(BEGIN)
+    text = MEASURED.format(
+        **running.machine(), seeds=len(minutes), before=f"{statistics.median(minutes):.1f}", table=table(figures)
     )
-    write_atomic(options.page, page)
+    write_atomic(options.page, before + BEGIN + text + END + rest.split(END)[1])
     print(json.dumps(answer, indent=None if options.json else 2))
     return 0
 

@@ -142,6 +142,22 @@ def test_prompts_of_others(write: Write) -> None:
     assert [prompt.split for prompt in found] == ["train", "train"]
 
 
+def test_what_stands_beside_a_prompt_of_others_counts(write: Write) -> None:
+    checks = {"max_words": 9}
+    found = read_prompts(
+        write(
+            {"prompt": "2 + 2?", "split": "eval", "target": "4", "slice": "sums", "checks": checks},
+            {"messages": [USER, HELLO], "split": "dev", "slice": None},
+        )
+    )
+    assert [(p.split, p.target, p.slice, p.checks) for p in found] == [
+        ("eval", "4", "sums", checks),
+        ("dev", None, "", {}),
+    ]
+    with pytest.raises(PrefloopError, match=r":1.target: str is needed"):
+        read_prompts(write({"prompt": "2 + 2?", "target": 4}))
+
+
 def test_our_own_prompts_keep_what_they_are_when_an_answer_follows(write: Write) -> None:
     (found,) = read_prompts(write({"id": "a", "messages": [USER, HELLO], "slice": "factual", "split": "dev"}))
     assert (found.id, found.slice, found.split, turns(found.messages)) == ("a", "factual", "dev", [("user", "Hi")])

@@ -205,6 +205,16 @@ def test_a_sequence_without_rounds_too() -> None:
     plain = made.model_copy(update={"stages": ("sft", "collect", "label", "reward", "ppo")})
     assert pipeline.inputs(plain, "ppo")["baseline"] == "runs/r/collect"
     assert pipeline.control_stages(plain) == ("reward", "ppo", "evaluate")
+    other = plain.model_copy(update={"ppo": {**plain.ppo, "policy": "runs/other/sft"}})
+    assert pipeline.inputs(other, "ppo")["baseline"] == ""  # nor this one
+
+
+def test_prompts_that_a_last_stage_will_miss_are_missed_before_the_first() -> None:
+    made = recipe(rounds=0)
+    write_jsonl("prompts.jsonl", [asked(i, split) for split in ("train", "dev") for i in range(4)])
+    with pytest.raises(PrefloopError, match=r"prompts\.jsonl: no prompt of split eval; this source has dev, train"):
+        pipeline.run(made)
+    assert not Path("runs").exists()
 
 
 def test_people_are_asked_and_the_run_stops_until_they_answered() -> None:

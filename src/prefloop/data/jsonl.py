@@ -170,7 +170,8 @@ def _make_prompt(row: dict[str, Json], where: str) -> Prompt:
     ours = "id" in row and (turns == messages or any(field in row for field in ("slice", "split", "checks")))
     if name == "messages" and ours:
         return _own_prompt({**row, "messages": row["messages"][: len(turns)]}, where)
-    return asked(turns, name, where)
+    beside = {field: row[field] for field in ("slice", "split", "checks", "target") if row.get(field) is not None}
+    return from_json(Prompt, {"id": asked(turns, name, where).id, "messages": to_json(turns), **beside}, where)
 
 
 def make_demonstration(row: dict[str, Json], where: str) -> Demonstration:
@@ -328,7 +329,7 @@ def _read_all(
 
 def read_prompts(path: str | Path) -> list[Prompt]:
     """Prompts of a file that `rows` reads, in its order: our records; {"messages"} (a final assistant turn is cut off);
-    {"prompt"}.
+    {"prompt"}; either may have "slice", "split", "checks" and "target" beside it.
 
     Foreign rows get an id from their content, so that equal ones are one prompt. Raises PrefloopError with file:line
     and field where a row does not fit, and where two different prompts share an id."""

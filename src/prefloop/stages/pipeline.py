@@ -12,7 +12,7 @@ from typing import Any
 from prefloop.configs.load import stage_config
 from prefloop.configs.pipeline import TRAINED, RecipeConfig
 from prefloop.data.heldout import split
-from prefloop.data.sources import load_preferences
+from prefloop.data.sources import load_preferences, load_prompts
 from prefloop.engine.schedule import derived_seed
 from prefloop.evals.report import build_report
 from prefloop.evals.rounds import round_figures
@@ -52,6 +52,7 @@ ONCE = "sft"  # before all rounds
 def run(recipe: RecipeConfig) -> Mapping[str, Any]:
     """All stages of a recipe, or its rounds; then the negative control if wanted, then the report. Finished stages are
     kept."""
+    check_prompts(recipe)
     root = Path("runs") / recipe.name
     plan = root / "recipe.json"
     if not plan.exists():
@@ -68,6 +69,19 @@ def run(recipe: RecipeConfig) -> Mapping[str, Any]:
             run_control(recipe, stage)
     write_atomic(plan, recipe.model_dump_json(indent=2))
     return build_report(root)
+
+
+def check_prompts(recipe: RecipeConfig) -> None:
+    """PrefloopError where a stage that is still to do would find no prompts of its splits, hours from now."""
+    wanted = set()
+    for stage in recipe.stages:
+        config: Any = stage_config(recipe, stage, **inputs(recipe, stage, min(recipe.rounds, 1)))
+        if hasattr(config, "prompts") and not Path(config.out, "result.json").exists():
+            wanted.add((config.prompts, getattr(config, "splits", None) or (config.split,)))
+            early = getattr(config, "early_stop", None)
+            wanted |= {(config.prompts, (early.split,))} if early else set()
+    for prompts, splits in sorted(wanted):
+        load_prompts(prompts, splits=splits)
 
 
 def run_stage(recipe: RecipeConfig, stage: str) -> Mapping[str, Any]:
@@ -124,7 +138,7 @@ def inputs(recipe: RecipeConfig, stage: str, number: int = 0) -> dict[str, Any]:
     rollouts = {
         "policy": policy,
         "reward": of("reward"),
-        "baseline": of("collect") if answered else "",
+        "baseline": of("collect") if answered and not getattr(recipe, stage).get("policy") else "",  # its own answers
         "watch": of("reward", number - 1) if number > 1 and "reward" in recipe.stages else "",
     }
     found: dict[str, dict[str, Any]] = {
