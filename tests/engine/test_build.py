@@ -50,6 +50,9 @@ def test_a_run_folder_stands_for_its_checkpoint(tmp_path: Path) -> None:
     assert build.resolve_checkpoint(str(tmp_path / "run")) == str(tmp_path / "run" / "checkpoint")
     assert build.resolve_checkpoint("smollm2-135m") == "smollm2-135m"
     assert build.resolve_checkpoint(str(tmp_path)) == str(tmp_path)
+    (tmp_path / "run.json").touch()
+    with pytest.raises(PrefloopError, match="is a run without a checkpoint"):
+        build.resolve_checkpoint(str(tmp_path))
 
 
 def test_encoder_and_sampler_take_stop_and_context_from_the_model() -> None:

@@ -89,7 +89,7 @@ def test_every_request_has_its_own_limits() -> None:
 def test_a_special_token_as_a_stop_string_is_refused() -> None:
     """No text holds it, so it would never end an answer."""
     with pytest.raises(PrefloopError, match=r"special token <\|im_end\|> among its stop strings"):
-        write(stop=("x", "<|im_end|>"))
+        write(stop=("x", "<|im_end|>\n"))
 
 
 def test_an_empty_stop_string_is_refused() -> None:

@@ -12,10 +12,13 @@ import pytest
 import torch
 from transformers import (
     CohereForCausalLM,
+    DiffLlamaForCausalLM,
+    DogeForCausalLM,
     GraniteForCausalLM,
     MambaConfig,
     MambaForCausalLM,
     PhiForCausalLM,
+    PhimoeForCausalLM,
     PreTrainedModel,
 )
 
@@ -151,6 +154,30 @@ def test_logits_that_are_more_than_a_product_are_refused(kind: Any, changes: dic
         model.lm_head.bias.data.normal_()
     with pytest.raises(PrefloopError, match="scales or shifts its logits"):
         load_model(str(_save(model, tmp_path / "model")), dtype=torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "message"),
+    [
+        (DogeForCausalLM, {}, "a mask of its model's own making"),
+        (DiffLlamaForCausalLM, {}, "attends more than once in layer 0"),
+        (PhimoeForCausalLM, {"sliding_window": 4, "num_local_experts": 2}, "windows that its attention is not told of"),
+    ],
+)
+def test_attention_that_a_tree_cannot_keep_is_refused(
+    kind: Any, changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    sizes = {"vocab_size": len(tiny_tokenizer()), "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+    special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    model = kind(kind.config_class(**sizes, **special, num_attention_heads=2, num_key_value_heads=2, **changes))
+    with pytest.raises(PrefloopError, match=message):
+        load_model(str(_save(model, tmp_path / "model")), dtype=torch.float32)
+
+
+def test_a_quantised_folder_without_its_library_is_one_sentence(folder: Path) -> None:
+    _edit_config(folder, quantization_config={"quant_method": "gptq", "bits": 4})
+    with pytest.raises(PrefloopError, match="cannot be loaded"):
+        load_model(str(folder), dtype=torch.float32)
 
 
 def test_positions_that_depend_on_the_batch_are_refused(folder: Path) -> None:

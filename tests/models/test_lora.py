@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from prefloop.models.lora import adapter_off, adapter_parameters, attach, merge, merged_state
+from prefloop.models.lora import adapter_off, adapter_parameters, attach, merged_state
 from prefloop.models.tiny import FAMILIES, tiny_model
 from prefloop.types import PrefloopError
 
@@ -77,12 +77,10 @@ def test_merged_equals_attached_and_the_weight_is_the_formula() -> None:
     a, b = (adapter_parameters(model)[f"{name}.lora_{side}.default.weight"] for side in "AB")
     base = _model().state_dict()[f"{name}.weight"]
     torch.testing.assert_close(state[f"{name}.weight"], base + 8.0 / 4 * b.detach() @ a.detach())
-    merge(model)
-    torch.testing.assert_close(_logits(model), attached, rtol=1e-5, atol=1e-5)
-    assert set(model.state_dict()) == set(state) == names
-    assert all(torch.equal(model.state_dict()[key], state[key]) for key in names)
-    assert adapter_parameters(model) == {} and all(p.requires_grad for p in model.parameters())
-    attach(model, rank=2, alpha=2.0, seed=0)
+    plain = _model()
+    plain.load_state_dict(state)
+    torch.testing.assert_close(_logits(plain), attached, rtol=1e-5, atol=1e-5)
+    assert set(state) == names
 
 
 @pytest.mark.parametrize("family", FAMILIES)

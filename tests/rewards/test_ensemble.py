@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,14 @@ import torch
 from prefloop.configs.shared import EngineConfig
 from prefloop.models.checkpoint import save_checkpoint
 from prefloop.models.heads import reward_head
+from prefloop.models.load import load_model
 from prefloop.models.lora import adapter_parameters, attach
 from prefloop.models.tiny import tiny_model, tiny_tokenizer
 from prefloop.rewards.ensemble import EnsembleReward
 from prefloop.rewards.learned import LearnedReward, SharedTrunk
 from prefloop.rewards.resolve import resolve_reward
-from prefloop.types import Checkpoint, Completion, Message, PrefloopError, Prompt, Sampling
+from prefloop.rewards.tags import tagged
+from prefloop.types import Checkpoint, Completion, Message, PrefloopError, Prompt, Sampling, Segment
 
 ENGINE = EngineConfig(dtype="fp32", threads=1, token_budget=80)
 SCALES = ((2.0, -0.5), (0.5, 1.0), (3.0, 0.0))  # gain, bias
@@ -118,6 +121,24 @@ def test_by_itself_the_first_head_is_the_reward_and_doubt_is_said(several: str, 
     assert [2.0 * score.parts["raw"] - 0.5 for score in found] == pytest.approx(alone[0], abs=1e-6)
 
 
+def test_two_prompts_of_one_id_are_two_prompts(folders: list[str]) -> None:
+    reward = LearnedReward(folders[0], ENGINE)
+    other = replace(PROMPTS[0], messages=(Message(role="user", content="Something else?"),))
+    given = [answer("Yes.")]
+    apart = [reward([prompt], given)[0].value for prompt in (PROMPTS[0], other)]
+    together = [score.value for score in reward([PROMPTS[0], other], given * 2)]
+    assert together == pytest.approx(apart, abs=1e-6) and abs(apart[0] - apart[1]) > 1e-3
+
+
+def test_a_tag_may_hold_an_answer_for_a_reward_model(folders: list[str]) -> None:
+    whole = replace(answer("<answer>Yes.</answer>"), segments=(Segment(author="policy", tokens=(5,)),))
+    inside, empty = answer("Yes."), answer("")
+    reward = LearnedReward(folders[0], ENGINE)
+    expected = [reward([PROMPTS[0]], [c])[0].value for c in (inside, empty)]
+    found = tagged(reward)([PROMPTS[0]] * 2, [whole, replace(whole, text="Yes.")])
+    assert [score.value for score in found] == pytest.approx(expected, abs=1e-6)
+
+
 def test_the_trunk_is_loaded_and_passed_once(folders: list[str], several: str) -> None:
     passes = []
     for folder in (folders[0], several):
@@ -212,7 +233,8 @@ def save_adapted(path: Path, seed: int, *, rank: int = 4, **rest: Any) -> str:
         for weight in adapter_parameters(model).values():
             weight.normal_(0.0, 0.2, generator=generator)
     lora = {"rank": rank, "alpha": 8.0, "last_layers": None}
-    save(path / str(seed), seed, SCALES[seed], model=model, lora=lora, **rest)
+    trunk = load_model("tiny", dtype=torch.float32).fingerprint
+    save(path / str(seed), seed, SCALES[seed], **{"model": model, "lora": lora, "trunk": trunk} | rest)
     return str(path / str(seed))
 
 
@@ -236,6 +258,9 @@ def test_adapters_of_another_shape_or_trunk_are_models_of_their_own(tmp_path: Pa
     for names in ((first, narrow), (first, moved)):
         found = resolve_reward(f"mean:{','.join(names)}", ENGINE)
         assert isinstance(found, EnsembleReward) and len(found.models) == 2
+    old = [save_adapted(tmp_path / "old", seed, trunk="as it was") for seed in (0, 1)]
+    found = resolve_reward(f"mean:{','.join(old)}", ENGINE)  # "tiny" is another model by now
+    assert isinstance(found, EnsembleReward) and len(found.models) == 2
     gone = tmp_path / "gone"
     pair = [save_adapted(gone, seed, parent="runs/away/checkpoint") for seed in (0, 1)]
     found = resolve_reward(f"mean:{','.join(pair)}", ENGINE)

@@ -11,6 +11,7 @@ from prefloop.types import (
     Author,
     Completion,
     Demonstration,
+    Message,
     Node,
     Pair,
     Preference,
@@ -150,9 +151,9 @@ def steps_tree(
 def step_trees(labeled: Sequence[StepLabels], encoder: Encoder, rule: str) -> list[Tree]:
     """One tree for each prompt, with labels at the step ends that carry one, up to each answer's first error; nothing
     else is read. Raises PrefloopError where an answer has more or fewer steps than labels, or nothing is labeled."""
-    groups: dict[str, list[StepLabels]] = {}
+    groups: dict[tuple[str, tuple[Message, ...]], list[StepLabels]] = {}  # an id may stand for two prompts
     for item in labeled:
-        groups.setdefault(item.prompt.id, []).append(item)
+        groups.setdefault((item.prompt.id, item.prompt.messages), []).append(item)
     trees = []
     for group in groups.values():
         tree, ends = steps_tree(group[0].prompt, [item.completion for item in group], encoder, rule)

@@ -64,9 +64,14 @@ def load(name: str, engine: EngineConfig, kind: Literal["policy", "reward"] = "p
 
 
 def resolve_checkpoint(name: str) -> str:
-    """A run folder stands for the checkpoint that it ended with; anything else is taken as it is."""
+    """A run folder stands for the checkpoint that it ended with; anything else is taken as it is. PrefloopError for a
+    run that has none."""
     final = Path(name) / "checkpoint"
-    return str(final) if (final / MANIFEST).is_file() else name
+    if (final / MANIFEST).is_file():
+        return str(final)
+    if (Path(name) / "run.json").is_file():
+        raise PrefloopError(f"{name} is a run without a checkpoint; let it finish, or give one that trains a model.")
+    return name
 
 
 def build_encoder(loaded: LoadedModel) -> Encoder:

@@ -59,6 +59,11 @@ class _Empty:
         self.layers: dict[int, Tensor] = {}
 
     def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, traits: Traits) -> Tensor:
+        if key.shape[-1] != value.shape[-1]:
+            raise PrefloopError(
+                f"{type(module).__name__} has keys of {key.shape[-1]} numbers and values of {value.shape[-1]}, which "
+                "the sampler cannot keep together; use another model."
+            )
         self.layers[layer_index(module)] = key.new_empty(2, 0, key.shape[0], 0, key.shape[-1])
         return value.repeat_interleave(len(query) // len(value), dim=0)
 
@@ -154,6 +159,12 @@ class LocalSampler:
         self.version = weights.version
         self.loaded: LoadedModel = weights.content
         model: Any = self.loaded.model
+        self.device = next(model.parameters()).device
+        if self.int8 and (self.device.type != "cpu" or not Decoder.suits(model)):
+            raise PrefloopError(
+                f"{self.loaded.name} cannot write in int8: that takes a model like Llama on a CPU; set rollout_dtype "
+                "to 'same'."
+            )
         if self.decoder is not None and self.decoder.model is model:
             self.decoder.load()
         else:
@@ -162,13 +173,7 @@ class LocalSampler:
         self.trunk: nn.Module = model.get_decoder()
         self.unembedding: nn.Module = model.get_output_embeddings()
         self.softcap: float | None = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
-        self.device = next(self.trunk.parameters()).device
         self.static = self.device.type == "cuda"
-        if self.int8 and (self.decoder is None or self.device.type != "cpu"):
-            raise PrefloopError(
-                f"{self.loaded.name} cannot write in int8: that takes a model like Llama on a CPU; set rollout_dtype "
-                "to 'same'."
-            )
         self.stops = stop_token_ids(self.loaded.tokenizer, self.loaded.model)
 
     @torch.no_grad()
@@ -201,7 +206,8 @@ class LocalSampler:
                 )
             if "" in request.sampling.stop:
                 raise PrefloopError(f"Prompt {request.prompt_id!r} has an empty stop string; leave it out.")
-            if special := sorted({*request.sampling.stop} & {*self.loaded.tokenizer.all_special_tokens}):
+            specials = self.loaded.tokenizer.all_special_tokens
+            if special := [token for token in specials if any(token in stop for stop in request.sampling.stop)]:
                 raise PrefloopError(
                     f"Prompt {request.prompt_id!r} has the special token {special[0]} among its stop strings, which no "
                     "text holds; give its number in stop_tokens."
@@ -219,10 +225,11 @@ class LocalSampler:
             return Cache(empty, budget)
         cache = StaticCache(empty, budget)
         prompts = {id(prompt): len(prompt.tokens) for prompt, _ in queue}
+        shared = len(prompts) < len(queue)  # else each is read straight into its row
         rows, length = min(self.max_rows, len(queue)), max(len(p.tokens) + r.sampling.max_tokens for p, r in queue) - 1
 
         def needs(rows: int) -> tuple[int, int, int, int]:
-            return rows, length, math.ceil(rows * len(prompts) / len(queue)), max(prompts.values())
+            return rows, length, shared * math.ceil(rows * len(prompts) / len(queue)), shared * max(prompts.values())
 
         while rows > 1 and not cache.fits(*needs(rows)):
             rows = -(-rows // 2)

@@ -43,7 +43,8 @@ def forest_attention(
 ) -> tuple[Tensor, None]:
     """Attention function for transformers: query [1, H, T, D] -> [1, T, H, D].
 
-    Raises PrefloopError without a layout, because no mask would silently mean that every token sees every other.
+    Raises PrefloopError without a layout, because no mask would silently mean that every token sees every other, and
+    with a mask, because the layout takes its place.
     """
     if layout is None:
         raise PrefloopError(
@@ -52,6 +53,11 @@ def forest_attention(
         )
     if query.shape[0] != 1:
         raise PrefloopError(f"Attention over a forest takes one row of tokens, not a batch of {query.shape[0]}.")
+    if attention_mask is not None:
+        raise PrefloopError(
+            f"{type(module).__name__} was given a mask of its model's own making, which no tree can keep; use another "
+            "model."
+        )
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     traits = Traits(scaling=scale, window=sliding_window, softcap=softcap, sinks=s_aux)
     out = layout.attend(module, query[0], key[0], value[0], traits)

@@ -35,7 +35,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from prefloop.models.attention import IMPLEMENTATION
+from prefloop.models.attention import IMPLEMENTATION, layer_index
 from prefloop.models.tiny import tiny_model, tiny_tokenizer
 from prefloop.ops.attention import Traits
 from prefloop.types import PrefloopError
@@ -229,13 +229,15 @@ def _read_model(path: Path, dtype: torch.dtype, trust_remote_code: bool) -> Mode
             _check_remote_code(path, trust_remote_code)
             options |= {"use_safetensors": True, "local_files_only": True, "trust_remote_code": trust_remote_code}
             model, info = auto.from_pretrained(path, **options)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (ImportError, OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise PrefloopError(f"The model at {path} cannot be loaded: {_first_line(error)}") from error
     if info["missing_keys"]:
         raise PrefloopError(
             f"The model at {path} lacks {len(info['missing_keys'])} of the weights that its config asks for, such as "
             f"{min(info['missing_keys'])}; fetch it again."
         )
+    if any(not parameter.is_floating_point() for parameter in model.parameters()):
+        raise PrefloopError(f"The model at {path} keeps packed weights after loading; use one of plain floats.")
     loaded: Model = model
     return loaded
 
@@ -272,8 +274,6 @@ def _raw_gguf_tokenizer(path: Path) -> Tokenizer:
 
 def _without_quantization(model: Any) -> Model:
     """Forget that the weights, plain floats by now, came out of a quantized file."""
-    if any(not parameter.is_floating_point() for parameter in model.parameters()):
-        raise PrefloopError("This .gguf file kept packed weights after loading; use a model folder instead.")
     model.hf_quantizer = None
     model.is_quantized = False
     if hasattr(model.config, "quantization_config"):
@@ -307,24 +307,43 @@ def _check_forest(model: Model, name: str) -> None:
 
 
 class _Alone:
-    """The layout of a single token, which sees itself: attention gives its value back."""
+    """The layout of a single token, which sees itself: attention gives its value back. Keeps each layer's window."""
+
+    def __init__(self) -> None:
+        self.windows: dict[int, int | None] = {}
 
     def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, traits: Traits) -> Tensor:
+        layer = layer_index(module)
+        if layer in self.windows and hasattr(module, "layer_idx"):
+            raise PrefloopError(
+                f"{type(module).__name__} attends more than once in layer {layer}, which the sampler's cache cannot "
+                "tell apart; use another model."
+            )
+        self.windows[layer] = traits.window
         return value.repeat_interleave(query.shape[0] // value.shape[0], dim=0)
 
 
 @torch.no_grad()
 def _check_logits(model: Any, name: str) -> None:
-    """Refuse models that do more to their logits than a product with the head and a soft cap (a bias, a scale)."""
+    """Refuse models that do more to their logits than a product with the head and a soft cap (a bias, a scale), or keep
+    a sliding window to a mask of their own."""
+    config, alone = model.config.get_text_config(), _Alone()
     inputs = {"input_ids": torch.ones(1, 1, dtype=torch.long), "position_ids": torch.zeros(1, 1, dtype=torch.long)}
-    expected = model(**inputs, layout=_Alone(), use_cache=False).logits.float()
+    expected = model(**inputs, layout=alone, use_cache=False).logits.float()
     states = model.get_decoder()(**inputs, layout=_Alone(), use_cache=False).last_hidden_state
     found = (states @ model.get_output_embeddings().weight.T).float()
-    if cap := getattr(model.config.get_text_config(), "final_logit_softcapping", None):
+    if cap := getattr(config, "final_logit_softcapping", None):
         found = cap * torch.tanh(found / cap)
     if not torch.allclose(found, expected, rtol=0.05, atol=0.05 * float(expected.std())):
         raise PrefloopError(
             f"Model {name!r} scales or shifts its logits after the output layer, which is not supported; use another."
+        )
+    everywhere = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention" if everywhere else ""] * len(alone.windows)
+    if any(kind == "sliding_attention" and alone.windows.get(i, 0) is None for i, kind in enumerate(kinds)):
+        raise PrefloopError(
+            f"Model {name!r} has sliding windows that its attention is not told of; on token trees every token would "
+            "see all before it, so use another."
         )
 
 

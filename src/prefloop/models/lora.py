@@ -79,19 +79,6 @@ def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 @torch.no_grad()
-def merge(model: nn.Module) -> None:
-    """Fold the adapters into the base weights in place (rounded to the base's dtype); every weight can train again."""
-    for name, layer in _layers(model).items():
-        base = cast(Any, layer.get_base_layer())
-        base.weight.copy_(_merged(layer))
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, base)
-    if hasattr(model, "peft_config"):
-        del model.peft_config
-    model.requires_grad_(True)
-
-
-@torch.no_grad()
 def merged_state(model: nn.Module) -> dict[str, Tensor]:
     """The state of the merged model under plain names, leaving `model` as it is; its own state without adapters."""
     merged = {f"{name}.weight": _merged(layer) for name, layer in _layers(model).items()}

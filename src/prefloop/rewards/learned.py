@@ -16,7 +16,7 @@ from prefloop.models.checkpoint import load_adapters, load_head, load_members, r
 from prefloop.models.heads import ScalarHead
 from prefloop.models.lora import adapter_parameters
 from prefloop.ops.ensembles import Floats, disagreement
-from prefloop.types import Completion, PrefloopError, Prompt, Score
+from prefloop.types import Completion, Message, PrefloopError, Prompt, Score
 
 
 class LearnedReward:
@@ -43,9 +43,9 @@ class LearnedReward:
 
     def read(self, prompts: Sequence[Prompt], completions: Sequence[Completion], heads: Sequence[ScalarHead]) -> Floats:
         """`raw` by some heads."""
-        groups: dict[str, list[int]] = {}
+        groups: dict[tuple[str, tuple[Message, ...]], list[int]] = {}  # an id may stand for two prompts
         for index, prompt in enumerate(prompts):
-            groups.setdefault(prompt.id, []).append(index)
+            groups.setdefault((prompt.id, prompt.messages), []).append(index)
         trees = [answer_tree(prompts[g[0]], [completions[i] for i in g], self.encoder) for g in groups.values()]
         made = np.zeros((len(heads), len(prompts)))
         with torch.no_grad():
@@ -104,14 +104,16 @@ class SharedTrunk(LearnedReward):
 
 
 def learned_rewards(folders: Sequence[str], engine: EngineConfig) -> list[LearnedReward]:
-    """Reward models, in order: on one trunk where all are adapters of one shape on a model that is still there."""
+    """Reward models, in order: on one trunk where all are adapters of one shape on a model that is there, unchanged."""
     records = [read_checkpoint(resolve_checkpoint(folder)) for folder in folders]
-    kinds = [(r.parent, r.details.get("lora"), r.details.get("pooling")) for r in records]
-    parent, lora, _ = kinds[0]
+    kinds = [(r.parent, *map(r.details.get, ("lora", "pooling", "trunk"))) for r in records]
+    parent, lora, _, trunk = kinds[0]
     shared = len(folders) > 1 and lora and kinds.count(kinds[0]) == len(kinds)
     shared = shared and not any("steps" in record.details for record in records)
     if shared and (Path(parent).is_dir() or os.sep not in parent):
-        return [SharedTrunk(folders, engine)]
+        together = SharedTrunk(folders, engine)
+        if together.scorer.loaded.fingerprint == trunk:
+            return [together]
     return [LearnedReward(folder, engine) for folder in folders]
 
 

@@ -12,7 +12,7 @@ from prefloop.configs.shared import EngineConfig
 from prefloop.data.trees import steps_tree
 from prefloop.engine.build import build_encoder, build_reward_scorer
 from prefloop.ops.steps import COMBINATIONS, combined
-from prefloop.types import Completion, PrefloopError, Prompt, Score
+from prefloop.types import Completion, Message, PrefloopError, Prompt, Score
 
 _PREFIX = "steps="
 
@@ -35,9 +35,9 @@ class ProcessReward:
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Score]:
         """Scores of completions[i] as answers to prompts[i], on their own tokens; parts are those of their steps."""
-        groups: dict[str, list[int]] = {}
+        groups: dict[tuple[str, tuple[Message, ...]], list[int]] = {}  # an id may stand for two prompts
         for index, prompt in enumerate(prompts):
-            groups.setdefault(prompt.id, []).append(index)
+            groups.setdefault((prompt.id, prompt.messages), []).append(index)
         made = [
             steps_tree(prompts[group[0]], [completions[i] for i in group], self.encoder, self.rule)
             for group in groups.values()

@@ -40,6 +40,7 @@ def tagged(
 
     def score(prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Score]:
         whole = [(c.finish_reason == "stop" and answer_in_tag(c.text)) or "" for c in completions]
-        return reward(prompts, [replace(c, text=text) for c, text in zip(completions, whole, strict=True)])
+        pairs = zip(completions, whole, strict=True)  # what stands there was not sampled as an answer: it has no tokens
+        return reward(prompts, [replace(c, text=text, segments=(), finish_reason="stop") for c, text in pairs])
 
     return score

@@ -19,6 +19,7 @@ from prefloop.engine.build import (
     build_learner,
     build_sampler,
     build_scorer,
+    compute_dtype,
     load,
     resolve_checkpoint,
     use_threads,
@@ -65,6 +66,8 @@ def run(config: GroupConfig) -> Mapping[str, Any]:
         encoder = build_encoder(loaded)
         learner = build_learner(loaded, config.engine, config.optim, lora=config.lora, seed=config.seed, ema=config.ema)
         updates_per_step = config.epochs * config.minibatches
+        # Else updates skip rows that old log-probs were read with, and bf16 products of another shape round otherwise.
+        same_rows = not config.skip_truncated or compute_dtype(config.engine) is torch.float32
         leashed = config.kl.controller != "fixed" or config.kl.coef > 0 or config.kl.stop is not None
         reference: Reference = "adapter-off" if leashed and config.lora else None
         if leashed and not config.lora:
@@ -129,7 +132,7 @@ def run(config: GroupConfig) -> Mapping[str, Any]:
                     metrics["sampler/logprob_gap"] = gap
                     if not age:
                         check_gap(gap, step, config)
-                    if made["policy/ratio_max"]:  # 0 where no answer is learned from
+                    if made["policy/ratio_max"] and same_rows:  # 0 where no answer is learned from
                         check_first_ratio(made, update, run)
                     at = step * updates_per_step + update
                     factor = rate(config.optim, at, config.steps * updates_per_step) * kl.rate

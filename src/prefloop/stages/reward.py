@@ -99,6 +99,7 @@ def run(config: RewardConfig) -> Mapping[str, Any]:
         details |= {"pooling": pooling, "head_seed": head_seed}
         if config.lora:
             details |= {"lora": config.lora.model_dump() | {"last_layers": config.optim.last_layers}}
+            details |= {"trunk": loaded.fingerprint}
         checkpoint = save_final(run, learner, best_step + 1 if stop else total, parent, "reward", details)
         history = [row.values["accuracy/train"] for row in run.metrics()][-(len(trees) // config.batch or 1) :]
         result = run.finish(
