@@ -82,6 +82,47 @@ def test_a_parent_that_changed_since_is_refused(tmp_path: Path, name: str) -> No
         open_run()
 
 
+@pytest.mark.parametrize("setting", ["prompts", "watch", "policy"])
+def test_files_code_and_models_of_others_that_changed_since_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    name, file = {
+        "prompts": (str(tmp_path / "asked.jsonl"), tmp_path / "asked.jsonl"),
+        "watch": ("own_judge:score", tmp_path / "own_judge.py"),
+        "policy": (str(model), model / "model.safetensors"),
+    }[setting]
+    file.write_text("before")
+
+    def open_run() -> Run:
+        parents = {"policy": name if setting == "policy" else "smollm2-135m"}
+        return Run.open(tmp_path / "a", config(tmp_path / "a", **{setting: name}), stage="ppo", parents=parents)
+
+    with open_run() as run:
+        run.log(0, {"x": 1.0})
+    open_run().close()
+    file.write_text("after!")
+    with pytest.raises(PrefloopError, match=rf"its {setting}, .* has changed since this run began"):
+        open_run()
+
+
+def test_what_a_run_left_before_its_first_step_is_cleared(tmp_path: Path) -> None:
+    """An early stop saves its best before the first step is whole."""
+    start(tmp_path / "a").close()
+    for name in ("best", "best.tmp-1"):
+        (tmp_path / "a" / name).mkdir()
+    with start(tmp_path / "a", steps=5) as run:
+        assert not list(run.path.glob("best*"))
+        (run.path / "best").mkdir()
+        run.log(0, {"x": 1.0})
+        run.finish({})
+    start(tmp_path / "a", steps=5).close()
+    assert not (tmp_path / "a" / "best").exists()
+
+
 def test_hash_depends_on_settings_but_not_on_the_folder(tmp_path: Path) -> None:
     assert config_hash(config(tmp_path / "a")) == config_hash(config(tmp_path / "b"))
     assert config_hash(config(tmp_path / "a")) != config_hash(config(tmp_path / "a", seed=1))

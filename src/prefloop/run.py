@@ -7,12 +7,14 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from platform import python_version
 from types import TracebackType
@@ -30,7 +32,10 @@ __all__ = ["Run", "Ticker", "config_hash", "newest", "occupied", "progress", "wr
 
 _METRICS, _SAMPLES, _LOCK = "metrics.jsonl", "samples.jsonl", "run.lock"
 _BEGUN = (_METRICS, _SAMPLES, "checkpoints", "checkpoint", "preferences.jsonl", "result.json")
-_OFFERED = ("prefloop.json", "preferences.jsonl", "samples.jsonl")
+_OFFERED = ("prefloop.json", "checkpoint/prefloop.json", "preferences.jsonl", "samples.jsonl")
+_NAMING = ("prompts", "demonstrations", "watch", "baseline", "gold", "loss")  # settings that may name files or code
+_CODE = re.compile(r"([A-Za-z_][\w.]*):[A-Za-z_]\w*")
+_EDGE = 1 << 20
 _OWN = (_LOCK, "run.json", "config.json", "seconds.json")
 _LOCK_TRIES, _LOCK_PAUSE = 5, 0.05
 _LINE_EVERY = 10.0
@@ -85,7 +90,7 @@ def _dump(value: Json) -> str:
 def newest(root: Path, stage: str) -> Path:
     """A stage's folder in a run's; of a run in rounds, that of the newest round which has begun it."""
     rounds = sorted((int(path.name) for path in (root / "rounds").glob("*") if path.name.isdigit()), reverse=True)
-    places = (root / stage, *(root / "rounds" / str(number) / stage for number in rounds))
+    places = (*(root / "rounds" / str(number) / stage for number in rounds), root / stage)
     return next((path for path in places if (path / "config.json").is_file()), root / stage)
 
 
@@ -149,8 +154,9 @@ class Run:
 
         Writes config.json, run.json (stage, versions, seed, parents {role: path}, started). A line that an interrupted
         process left torn is cut off, and what it had half saved is removed. Raises PrefloopError when another process
-        holds the folder, when it was started with other settings or its parents have changed since, or when it holds
-        files that are no run. Settings bind only once there is something to go on from."""
+        holds the folder, when it was started with other settings, when its parents or the files and code that its
+        settings name have changed since, or when it holds files that are no run. Settings bind only once there is
+        something to go on from."""
         path = Path(out)
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -161,6 +167,9 @@ class Run:
             if any((path / name).exists() for name in _BEGUN):
                 _same(path, config, parents)
             else:
+                if (path / "run.json").exists():  # a run that ended before its first step was whole
+                    shutil.rmtree(path / "best", ignore_errors=True)
+                    _sweep(path)
                 _begin(path, config, stage, parents)
             _sweep(path)
             for name in (_METRICS, _SAMPLES):
@@ -292,18 +301,47 @@ def _sweep(path: Path) -> None:
     for file in path.glob(".*.tmp"):
         file.unlink()
     if (path / "result.json").exists():
-        shutil.rmtree(path / "checkpoints", ignore_errors=True)
+        for name in ("checkpoints", "best"):
+            shutil.rmtree(path / name, ignore_errors=True)
+
+
+def _inputs(config: BaseModel, parents: Mapping[str, str]) -> dict[str, str]:
+    """What a run depends on, by role: its parents, and what its settings name."""
+    named = ((key, getattr(config, key, None)) for key in _NAMING)
+    return {key: name for key, name in named if isinstance(name, str) and name} | dict(parents)
 
 
 def _fingerprint(parent: str) -> str | None:
     """SHA-256 of what a stage takes from a parent on this disk: a checkpoint's manifest (which holds the hashes of its
-    files), a run's preferences or samples, or the file itself; None for a name."""
+    files), a run's preferences or samples, the file itself, the module of "module:function", or of another folder (a
+    model or data of others) names, sizes and both ends of its files; None for a name."""
     path = Path(parent)
-    for file in (*(path / name for name in _OFFERED), path):
+    for file in (*(path / name for name in _OFFERED), path, *_module(parent)):
         if file.is_file():
             with file.open("rb") as content:
                 return hashlib.file_digest(content, "sha256").hexdigest()
-    return None
+    if not path.is_dir() or (path / "run.json").exists():
+        return None
+    digest = hashlib.sha256()
+    for file in sorted(found for found in path.rglob("*") if found.is_file()):
+        size = file.stat().st_size
+        digest.update(f"{file.relative_to(path)} {size}\n".encode())
+        with file.open("rb") as content:
+            digest.update(content.read(_EDGE))
+            content.seek(max(0, size - _EDGE))
+            digest.update(content.read(_EDGE))
+    return digest.hexdigest()
+
+
+def _module(name: str) -> list[Path]:
+    """The file of "module:function"."""
+    if not (found := _CODE.fullmatch(name)):
+        return []
+    try:
+        spec = find_spec(found[1])
+    except (ImportError, AttributeError, ValueError):
+        return []
+    return [Path(spec.origin)] if spec and spec.origin else []
 
 
 def _same(path: Path, config: BaseModel, parents: Mapping[str, str]) -> None:
@@ -316,7 +354,7 @@ def _same(path: Path, config: BaseModel, parents: Mapping[str, str]) -> None:
             " same settings to go on, choose another folder, or remove this one."
         )
     known = _read_object(path / "run.json").get("fingerprints", {})
-    for role, parent in parents.items():
+    for role, parent in _inputs(config, parents).items():
         if role in known and known[role] != _fingerprint(parent):
             raise PrefloopError(
                 f"{path}: its {role}, {parent}, has changed since this run began; remove this folder to run it again."
@@ -332,7 +370,7 @@ def _begin(path: Path, config: BaseModel, stage: str, parents: Mapping[str, str]
         "versions": _versions(),
         "seed": getattr(config, "seed", None),
         "parents": dict(parents),
-        "fingerprints": {role: _fingerprint(parent) for role, parent in parents.items()},
+        "fingerprints": {role: _fingerprint(name) for role, name in _inputs(config, parents).items()},
         "config_hash": config_hash(config),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }

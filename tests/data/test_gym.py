@@ -12,11 +12,17 @@ from prefloop.configs.shared import EngineConfig
 from prefloop.data.gym import dataset, gym_prompts
 from prefloop.data.jsonl import text_completion
 from prefloop.data.sources import load_demonstrations, load_prompts
+from prefloop.rewards import jailed
 from prefloop.rewards.resolve import resolve_reward
 from prefloop.types import PrefloopError
 
 if os.environ.get("CI") != "true":
     pytest.importorskip("reasoning_gym", reason='reasoning-gym is not installed: pip install "prefloop[reasoning]"')
+FORGERIES = (  # a check that runs the answer would be told by it what to say
+    "__import__('builtins').__dict__.update(float=lambda x: 1.0)",
+    "(x for x in ()).gi_frame.f_builtins.update(float=lambda x: 1.0)",
+    "[sin('1') for sin in [exec]]",
+)
 SMALL = "gym:chain_sum?max_terms=2&max_digits=1&train=60&dev=10&eval=40&demonstrations=20"
 
 
@@ -62,5 +68,23 @@ def test_answers_are_checked_by_the_task_and_cannot_do_harm(tmp_path: Path) -> N
     answers = [target, f"0 + {target}", f"({target})", "1 + 1", f"open('{harm}', 'w')", ""]
     reward = resolve_reward("gym", EngineConfig())
     found = reward(prompts * len(answers), [text_completion(prompts[0], str(text)) for text in answers])
+    whole = [f"[{forged}, {target}]" for forged in FORGERIES]
+    assert [score.value for score in reward(prompts * 3, [text_completion(prompts[0], text) for text in whole])] == [
+        0
+    ] * 3
     assert [score.value for score in found][:1] + [score.value for score in found][2:] == [1, 1, 0, 0, 0]
     assert found[5].explanation == "There is no answer." and not harm.exists()
+
+
+@pytest.mark.parametrize(
+    "text", [*FORGERIES, "exec ('1')", "(lambda: 1)()", "(sin := exec), sin('1')", "[str][0]('a')"]
+)
+def test_answers_that_call_something_are_told_from_mathematics(text: str) -> None:
+    assert jailed._calls(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["(1 + 2) * 3", "sin(x) + 2*log(x)", "[[1, 2], [3, 4]]", "x**2 (for all x)", "3.5", "a b"]
+)
+def test_mathematics_is_no_call(text: str) -> None:
+    assert not jailed._calls(text)

@@ -138,7 +138,9 @@ VERDICTS = {
     "win_rate_length_controlled": 0.58,
     "n_prompts": 90,
     "control_shuffled_labels": {"win_rate": 0.5, "low": 0.45, "high": 0.54},
+    "baseline": "SFT",
     "kl_target": 6.0,
+    "kl_leash": "target",
     "kl_last_third": 7.1,
     "rm_accuracy": 0.7,
     "rm_accuracy_low": 0.64,
@@ -165,6 +167,37 @@ def test_verdicts(change: dict[str, float], states: list[str]) -> None:
     assert [verdict.state for verdict in verdicts(VERDICTS | change)] == states
 
 
+@pytest.mark.parametrize(
+    ("kl", "target", "said"),
+    [
+        ({"controller": "adaptive", "target": 5.0}, 5.0, "(target 5 ±"),
+        ({"controller": "rate", "per": "response", "target": 5.0}, 5.0, "(target 5 ±"),
+        ({"controller": "adaptive", "per": "token", "target": 0.05}, None, "(target per token)"),
+        ({"controller": "linear", "target": 6.0}, None, "(scheduled coefficient)"),
+        ({"controller": "fixed", "target": 6.0}, None, "(fixed coefficient)"),
+    ],
+)
+def test_kl_is_held_against_a_target_of_its_own_unit(
+    fake_run: FakeRun, tmp_path: Path, kl: dict[str, object], target: float | None, said: str
+) -> None:
+    root = fake_run(tmp_path / "r")
+    file = root / "ppo" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"kl": kl}))
+    report = build_report(root)
+    assert report["kl_target"] == target
+    assert any(said in verdict.text for verdict in verdicts(report) if "KL" in verdict.text)
+
+
+def test_a_baseline_that_is_not_sft_is_not_called_so(fake_run: FakeRun, tmp_path: Path) -> None:
+    root = fake_run(tmp_path / "r")
+    assert build_report(root)["baseline"] == "SFT"
+    file = root / "evaluate" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"baselines": ["smollm2-135m"]}))
+    assert build_report(root)["baseline"] == "the start"
+    page = (root / "report.html").read_text("utf-8")
+    assert "Win rate against the start" in page and "Win rate against SFT" not in page
+
+
 def test_terminal_text_is_plain(fake_run: FakeRun, tmp_path: Path) -> None:
     report = build_report(fake_run(tmp_path / "r"))
     report["slices"]["[red]\x1b[2J"] = {"win_rate": 0.5, "low": 0.4, "high": 0.6, "n": 1}
@@ -177,7 +210,7 @@ def test_terminal_text_is_plain(fake_run: FakeRun, tmp_path: Path) -> None:
 
 def test_chart_is_theme_bound_and_repeats() -> None:
     rates = {"a$_b$": SliceRate(0.4, 0.3, 0.45, 5), "\u4e2d\u6587": SliceRate(0.7, 0.6, 0.8, 5)}
-    chart = slice_chart(SliceRate(0.6, 0.5, 0.7, 10), rates)
-    assert chart == slice_chart(SliceRate(0.6, 0.5, 0.7, 10), rates)
+    chart = slice_chart(SliceRate(0.6, 0.5, 0.7, 10), rates, "SFT")
+    assert chart == slice_chart(SliceRate(0.6, 0.5, 0.7, 10), rates, "SFT")
     assert "a$_b$ (5)" in chart and "\u4e2d\u6587 (5)" in chart
     assert "var(--blue)" in chart and not re.search('#[0-9a-f]{6}[;"]', chart)

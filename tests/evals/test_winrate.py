@@ -92,7 +92,7 @@ def test_summary_by_hand() -> None:
     summary = summarize(rows)
     assert summary["win_rate"] == 0.75
     assert (summary["wins"], summary["ties"], summary["losses"], summary["n_prompts"]) == (1, 1, 0, 2)
-    assert summary["slices"] == {"s": {"win_rate": 1.0, "low": 1.0, "high": 1.0, "n": 1}}
+    assert summary["slices"] == {"s": {"win_rate": 1.0, "low": pytest.approx(0.025), "high": 1.0, "n": 1}}
     assert summary["win_rate_vs_base"] is None
     assert (summary["sft_stopped_share"], summary["policy_stopped_share"]) == (0.5, 1.0)
     policy = summary["models"]["policy"]
@@ -122,3 +122,11 @@ def test_a_gain_in_the_pass_rate_is_paired_by_prompt() -> None:
 def test_summary_needs_both_models() -> None:
     with pytest.raises(PrefloopError, match="'sft'"):
         summarize([sample("policy", "p", 1, "x")])
+
+
+def test_a_prompt_or_two_that_were_won_prove_nothing() -> None:
+    won, lost = {"a": [Answer(1.0, 5)] * 3}, {"a": [Answer(0.0, 5)] * 3}
+    found = compare(won, lost, {"a": "s"})
+    assert (found.win_rate, found.low, found.high) == (1, pytest.approx(0.025), 1)
+    assert found.slices["s"].low == pytest.approx(0.025)
+    assert compare(lost, won, {"a": ""}).high == 0.975

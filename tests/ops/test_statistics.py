@@ -12,6 +12,7 @@ from prefloop.ops.statistics import (
     calibration_slope,
     cluster_bootstrap,
     cluster_mean,
+    cluster_share,
     expected_calibration_error,
     length_controlled_win_rate,
     logistic_effects,
@@ -215,6 +216,14 @@ def test_cluster_mean_is_students_over_prompts() -> None:
     assert found.high - found.value == pytest.approx(4.3027 * math.sqrt(7 / 3), rel=1e-4)
     assert found.n == 3
     assert cluster_mean([[1.0, 2.0]]).reason
+
+
+def test_shares_that_are_all_alike_are_not_certain() -> None:
+    found = cluster_share([[0.0, 0.0]] * 20)
+    assert (found.value, found.low, found.high) == (0, 0, pytest.approx(1 - 0.025 ** (1 / 20)))
+    found = cluster_share([[1.0]] * 20, 0.9)
+    assert (found.low, found.high) == (pytest.approx(0.05 ** (1 / 20)), 1)
+    assert cluster_share([[0.0], [1.0]]) == cluster_mean([[0.0], [1.0]]) and cluster_share([[0.0]]).reason
 
 
 def test_cluster_mean_covers() -> None:

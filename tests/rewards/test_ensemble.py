@@ -80,6 +80,13 @@ def test_members_are_on_their_own_scales_and_all_is_said(folders: list[str], alo
     assert len({round(value, 6) for values in alone for value in values}) == 12
 
 
+def test_an_average_has_no_raw_score(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        save(tmp_path / str(seed), 0, SCALES[seed], head_seed=0)
+    found = resolve_reward(f"average:{tmp_path}/0,{tmp_path}/1", ENGINE)(PROMPTS, ANSWERS)
+    assert all(score.parts == {} for score in found) and len({score.value for score in found}) == len(ANSWERS)
+
+
 def test_the_worst_member_decides(folders: list[str], alone: list[list[float]]) -> None:
     found = resolve_reward(f"worst: {folders[1]} , {folders[0]}", ENGINE)(PROMPTS, ANSWERS)
     assert [score.value for score in found] == pytest.approx([min(a, b) for a, b in zip(*alone[:2], strict=True)])

@@ -166,6 +166,13 @@ def test_prompts_that_a_reward_learned_from_are_not_held_out() -> None:
     reward.run(fitted)
     with pytest.raises(PrefloopError, match=r"held out 0.3 of the prompts by seed 3, this report would hold out 0.15"):
         evaluate_reward.run(config(reward="r/reward"))
+    for name in ("tagged=r/reward", "r/reward/checkpoint"):
+        with pytest.raises(PrefloopError, match=r"held out 0.3 of the prompts by seed 3"):
+            evaluate_reward.run(config(reward=name))
+    Path("r/reward/checkpoint").rename("moved")
+    with pytest.raises(PrefloopError, match="which prompts it held out is not known"):
+        evaluate_reward.run(config(reward="moved"))
+    Path("moved").rename("r/reward/checkpoint")
     assert evaluate_reward.run(config(reward="r/reward", seed=3, heldout=0.3))["prompts"] == 4
 
 

@@ -124,6 +124,13 @@ def test_what_selection_can_gain_grows_with_n(groups: list[list[int]]) -> None:
     assert found["score_kept"] == pytest.approx(curve[-1])
 
 
+def test_a_round_that_keeps_nothing_may_learn_from_earlier_ones() -> None:
+    rejection.run(config("first", keep_above=0.0))
+    kept = sum(row["kept"] for row in rows("first"))
+    result = rejection.run(config("second", keep_above=1e9, earlier=("first",)))
+    assert (result["kept"], result["kept_earlier"], result["score_kept"]) == (kept, kept, None)
+
+
 def test_the_temperature_whose_best_of_n_scores_highest_is_taken() -> None:
     """What a model was taught it does less at a high temperature."""
     rejection.run(config("taught", epochs=5))

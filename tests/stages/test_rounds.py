@@ -209,6 +209,15 @@ def test_a_sequence_without_rounds_too() -> None:
     assert pipeline.inputs(other, "ppo")["baseline"] == ""  # nor this one
 
 
+def test_a_control_learns_from_no_part_of_the_rewards_own_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    mix = {"parts": {"help": "runs/r/reward", "short": "rubric"}, "weights": {"help": 1.0, "short": 1.0}}
+    made = recipe(rounds=0, stages=("collect", "label", "reward", "ppo", "evaluate"), ppo={"mix": mix})
+    seen: list[Any] = []
+    monkeypatch.setitem(pipeline.RUNS, "ppo", seen.append)
+    pipeline.run_control(made, "ppo")
+    assert seen[0].mix.parts == {"help": "runs/r/control/reward", "short": "rubric"}
+
+
 def test_prompts_that_a_last_stage_will_miss_are_missed_before_the_first() -> None:
     made = recipe(rounds=0)
     write_jsonl("prompts.jsonl", [asked(i, split) for split in ("train", "dev") for i in range(4)])

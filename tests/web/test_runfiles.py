@@ -241,6 +241,9 @@ def test_of_a_run_in_rounds_the_newest_that_began_a_stage_is_shown(tmp_path: Pat
     root.mkdir(parents=True)
     (root / "recipe.json").write_text(json.dumps({"stages": ["ppo"], "rounds": 10}))
     assert find(tmp_path, "try").stages["ppo"].state == "to do"
+    with ppo(tmp_path, "try") as run:  # of the same recipe, before it had rounds
+        run.log(0, {"reward/score": -1.0})
+        run.finish({"checkpoint": ""})
     for number in (1, 2, 10):
         with ppo(tmp_path, f"try/rounds/{number}") as run:
             run.log(0, {"reward/score": float(number)})

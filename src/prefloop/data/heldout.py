@@ -61,7 +61,14 @@ def distinct_pairs(preferences: Sequence[Preference]) -> list[Preference]:
 
 
 def by_prompt(items: Sequence[tuple[Prompt, Completion]]) -> dict[str, tuple[Prompt, list[Completion]]]:
-    """Each prompt with its answers, every answer once, in order."""
+    """Each prompt with its answers, every answer once, in order. PrefloopError where two answers share an id."""
+    texts: dict[tuple[str, str], str] = {}
+    for prompt, item in items:
+        if texts.setdefault((prompt.id, item.id), item.text) != item.text:
+            raise PrefloopError(
+                f"Two answers to prompt {prompt.id!r} have the id {item.id!r} and differ; give each its own (runs that "
+                "are put together need other seeds)."
+            )
     answers: dict[str, tuple[Prompt, list[Completion]]] = {}
     for prompt, item in {(prompt.id, item.id): (prompt, item) for prompt, item in items}.values():
         answers.setdefault(prompt.id, (prompt, []))[1].append(item)

@@ -69,7 +69,7 @@ def loop_chart(rows: Sequence[Mapping[str, float]], *, kl_target: float | None, 
         ("reward/score", "Reward-model score (stds within prompts)", 3.0),
         ("kl/response", "KL to the reference (nats per response)", 3.0),
         ("kl/coef", "KL coefficient (reward per nat)", 1.6),
-        ("gold/win_rate", "Preferred to SFT" + (", by simulated judges" if simulated else ""), 3.0),
+        ("gold/win_rate", "Preferred to the starting policy" + (", by simulated judges" if simulated else ""), 3.0),
     ]
     series = {name: [(row["step"], row[name]) for row in rows if name in row] for name, _, _ in panels}
     drawn = [panel for panel in panels if series[panel[0]]]
@@ -147,7 +147,7 @@ def _smooth(values: Sequence[float]) -> list[float]:
     return [sum(window) / len(window) for window in windows]
 
 
-def slice_chart(overall: SliceRate, slices: Mapping[str, SliceRate]) -> str:
+def slice_chart(overall: SliceRate, slices: Mapping[str, SliceRate], baseline: str) -> str:
     """Win rates with their intervals as dots on one axis with a line at 50%: all prompts, then slices, best first."""
     rows = [("all prompts", overall), *sorted(slices.items(), key=lambda item: -item[1].win_rate)]
     with matplotlib.rc_context(_STYLE):
@@ -164,8 +164,8 @@ def slice_chart(overall: SliceRate, slices: Mapping[str, SliceRate]) -> str:
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xlim(min(0.25, *(r.low for _, r in rows)) - 0.03, max(0.75, *(r.high for _, r in rows)) + 0.03)
         axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        axes.set_xlabel("win rate against SFT, 95% interval")
-        return _svg(figure, "Win rates against SFT by slice with 95% intervals", "slices")
+        axes.set_xlabel(f"win rate against {baseline}, 95% interval")
+        return _svg(figure, f"Win rates against {baseline} by slice with 95% intervals", "slices")
 
 
 def reliability_chart(bins: Sequence[ReliabilityBin]) -> str:

@@ -116,7 +116,9 @@ def _figures(
         **{key: evaluation[key] if evaluation else None for key in EVALUATED},
         "control_shuffled_labels": shuffled
         and {"win_rate": shuffled["win_rate"], "low": shuffled["win_rate_low"], "high": shuffled["win_rate_high"]},
-        "kl_target": leash.get("target") if leash.get("controller") == "adaptive" else None,
+        "baseline": _baseline(stages["evaluate"].config) if evaluation else None,
+        "kl_target": leash.get("target") if _leash(leash) == "target" else None,
+        "kl_leash": _leash(leash) if online else None,
         "kl_last_third": last_third_kl(_samples(stages, online)) if online else None,
         "rm_accuracy": reward and reward.accuracy,
         "rm_accuracy_low": reward and reward.accuracy_low,
@@ -172,10 +174,24 @@ def _preference_verdict(report: Mapping[str, Any]) -> Verdict:
     )
     return Verdict(
         state,
-        f"{opening}: the policy's answers are preferred to SFT's in {_percent(report['win_rate'])} of comparisons "
+        f"{opening}: the policy's answers are preferred to {report['baseline']}'s in {_percent(report['win_rate'])} of "
+        f"comparisons "
         f"(95% interval {_interval(low, high)}, {report['n_prompts']} held-out prompts); "
         f"at equal length {_percent(report['win_rate_length_controlled'])}.",
     )
+
+
+def _baseline(config: Mapping[str, Any]) -> str:
+    """What an evaluation's main baseline is called."""
+    first = Path(next(iter(config.get("baselines", ())), "sft"))
+    return "SFT" if "sft" in (first.name, first.parent.name) else "the start"
+
+
+def _leash(kl: Mapping[str, Any]) -> str:
+    """What holds the KL per response of a stage with rollouts: "target" where it has one."""
+    if kl.get("controller") in ("adaptive", "rate"):
+        return "target" if kl.get("per", "response") == "response" else "target per token"
+    return {"fixed": "fixed coefficient", None: "no coefficient"}.get(kl.get("controller"), "scheduled coefficient")
 
 
 def _control_verdict(report: Mapping[str, Any]) -> Verdict:
@@ -193,7 +209,7 @@ def _kl_verdict(report: Mapping[str, Any]) -> Verdict:
     kl, target = report["kl_last_third"], report["kl_target"]
     measured = f"{kl:.2f} nats per response over the last third of the steps"
     if target is None:
-        return Verdict("open", f"KL was {measured}; its coefficient was fixed, so there was no target.")
+        return Verdict("open", f"KL was {measured}, without a target per response ({report['kl_leash']}).")
     on_target = abs(kl / target - 1) <= KL_BAND
     opening = "KL was on target" if on_target else "KL was off target"
     return Verdict("good" if on_target else "bad", f"{opening}: {measured} (target {target:g} ± {KL_BAND:.0%}).")
@@ -283,7 +299,8 @@ def _charts(report: Mapping[str, Any], stages: Mapping[str, _Stage], reward: Rew
             charts[name] = loop_chart(rows, kl_target=report["kl_target"], simulated=simulated, width=width)
     if report["slices"]:
         overall = SliceRate(report["win_rate"], report["win_rate_low"], report["win_rate_high"], report["n_prompts"])
-        charts["slices"] = slice_chart(overall, {name: SliceRate(**rate) for name, rate in report["slices"].items()})
+        slices = {name: SliceRate(**rate) for name, rate in report["slices"].items()}
+        charts["slices"] = slice_chart(overall, slices, report["baseline"])
     if reward:
         accuracies = {
             "always shorter": reward.shorter_wins,

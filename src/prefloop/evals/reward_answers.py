@@ -14,7 +14,7 @@ from prefloop.evals.reward_pairs import Known, by_key, length_excess
 from prefloop.evals.reward_plan import ORIGINAL, Scored
 from prefloop.evals.winrate import outcome
 from prefloop.ops.ensembles import best_of_n, disagreement
-from prefloop.ops.statistics import Figure, Floats, cluster_mean, pooled_std
+from prefloop.ops.statistics import Figure, Floats, cluster_mean, cluster_share, pooled_std
 from prefloop.types import Preference
 
 _POINTS = 400
@@ -94,13 +94,15 @@ def novelty(training: Sequence[Preference], role: Mapping[str, Sequence[Scored]]
     old, new = (_distances(role[name], training, vectors) for name in ("heldout", "new"))
     far = np.quantile(old, 0.99)
     names = [one.ask.prompt.id for one in role["new"]]
-    highest = np.quantile([one.score for one in role["train"]], 0.99) if role["train"] else math.inf
+    trained = [one.score for one in role["train"]]
+    highest = np.quantile(trained, 0.99) if trained else math.nan
     above = [float(one.score > highest) for one in role["new"]]
+    unknown = Figure(value=math.nan, reason="no answers to training prompts were scored")
     return Novelty(
         distance_heldout=float(old.mean()),
         distance_new=float(new.mean()),
-        far=cluster_mean(list(by_key(zip(names, (new > far).tolist(), strict=True)).values()), LEVEL_EACH),
-        above=cluster_mean(list(by_key(zip(names, above, strict=True)).values()), LEVEL_EACH),
+        far=cluster_share(list(by_key(zip(names, (new > far).tolist(), strict=True)).values()), LEVEL_EACH),
+        above=cluster_share(list(by_key(zip(names, above, strict=True)).values()), LEVEL_EACH) if trained else unknown,
     )
 
 

@@ -283,8 +283,9 @@ def _new(figures: RewardFigures) -> Finding:
     return _finding(
         "new samples",
         state,
-        f"{_percent(novelty.far.value)} of new samples lie farther from training answers than 99% of held-out ones, "
-        f"and {_percent(novelty.above.value)} score above 99% of them.",
+        f"{_percent(novelty.far.value)} of new samples lie farther from training answers than 99% of held-out ones; "
+        + (novelty.above.reason or f"{_percent(novelty.above.value)} score above 99% of training answers")
+        + ".",
     )
 
 

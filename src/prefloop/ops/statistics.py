@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -112,6 +112,22 @@ def cluster_mean(values_by_cluster: Sequence[ArrayLike], level: float = LEVEL) -
     half = float(stdtrit(means.size - 1, (1 + level) / 2)) * float(means.std(ddof=1)) / math.sqrt(means.size)
     value = float(means.mean())
     return Figure(value=value, low=value - half, high=value + half, n=means.size)
+
+
+def cluster_share(values_by_cluster: Sequence[ArrayLike], level: float = LEVEL) -> Figure:
+    """`cluster_mean` of values that are 0 or 1; where all of them are alike, with the exact interval over clusters."""
+    found = cluster_mean(values_by_cluster, level)
+    if found.reason or found.value not in (0.0, 1.0):
+        return found
+    low, high = of_one_kind(bool(found.value), found.n, level)
+    return replace(found, low=low, high=high)
+
+
+def of_one_kind(successes: bool, n: int, level: float = LEVEL) -> tuple[float, float]:
+    """Interval (low, high) of a share of which n trials are known that were all successes, or all none (Clopper and
+    Pearson 1934)."""
+    bound = ((1 - level) / 2) ** (1 / n)
+    return (bound, 1.0) if successes else (0.0, 1 - bound)
 
 
 def logistic_effects(

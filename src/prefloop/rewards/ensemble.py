@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -88,6 +89,10 @@ class AveragedReward(LearnedReward):
                 part.copy_(sum(means) / len(heads))
         self.heads, self.gain, self.bias, self.name = [head], np.ones(1), np.zeros(1), name
         self.members = [name]
+
+    def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Score]:
+        """Scores in stds of the members' references; there is no raw score, in logits, of a mean."""
+        return [replace(score, parts={}) for score in super().__call__(prompts, completions)]
 
 
 def names_ensemble(name: str) -> bool:

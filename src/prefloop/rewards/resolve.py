@@ -47,8 +47,9 @@ REWARDS: dict[str, RewardFn] = {
 
 
 def reward_folders(name: str) -> list[str]:
-    """The folders of reward models that a reward's name holds, in its order; the name itself where it is none of ours
-    with a colon."""
+    """The folders of reward models that a reward's name holds, in its order; the name itself, without "tagged=", where
+    it is none of ours with a colon."""
+    name = name.removeprefix(TAGGED)
     return name.partition(":")[2].split(",") if names_ensemble(name) or names_process(name) else [name]
 
 

@@ -21,6 +21,7 @@ from prefloop.evals.reward_page import page, summary
 from prefloop.evals.reward_plan import from_row, plan, row, score
 from prefloop.evals.reward_report import reward_figures
 from prefloop.evals.reward_verdicts import findings
+from prefloop.models.checkpoint import MANIFEST
 from prefloop.rewards.resolve import RewardFn, resolve_reward, reward_folders, reward_parents
 from prefloop.rewards.rubric import rubric
 from prefloop.run import Run, progress, write_atomic
@@ -73,7 +74,13 @@ def require_split(config: EvaluateRewardConfig, known: Sequence[Preference]) -> 
     if any(preference.prompt.split == "dev" for preference in known):
         return
     for folder in reward_folders(config.reward):
-        file = Path(folder.strip()) / "config.json"
+        place = Path(folder.strip())
+        file = (place.parent if (place / MANIFEST).is_file() else place) / "config.json"
+        if place.is_dir() and not file.is_file():
+            raise PrefloopError(
+                f"{place}: which prompts it held out is not known without its run folder; give that, or preferences "
+                "with a dev split."
+            )
         other = json.loads(file.read_text("utf-8")) if file.is_file() else {}
         drawn = (other.get("heldout", config.heldout), other.get("seed", config.seed))
         if drawn != (config.heldout, config.seed):

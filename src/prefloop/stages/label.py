@@ -138,7 +138,8 @@ def read_completions(source: str) -> tuple[dict[str, Prompt], dict[str, list[Com
         if "prompt" not in row or "completion" not in row:
             raise PrefloopError(f"{file}:{line}: a line needs the fields 'prompt' and 'completion'.")
         prompt, completion = make_completion(row, f"{file}:{line}")
-        prompts[prompt.id] = prompt
+        if prompts.setdefault(prompt.id, prompt).messages != prompt.messages:
+            raise PrefloopError(f"{file}:{line}: id {prompt.id!r} was another prompt further up; rename one of them.")
         answers.setdefault(prompt.id, []).append(completion)
     return prompts, answers
 

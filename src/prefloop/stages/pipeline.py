@@ -204,8 +204,14 @@ def run_control(recipe: RecipeConfig, stage: str) -> Mapping[str, Any]:
         changed["shuffle_labels"] = True
     elif stage == "evaluate":
         changed["baselines"] = config.baselines[:1]
-    elif config.reward == inputs(recipe, stage)["reward"]:
-        changed["reward"] = f"{control}/reward"
+    else:
+        learned = inputs(recipe, stage)["reward"]
+        if config.reward == learned:
+            changed["reward"] = f"{control}/reward"
+        mix = getattr(config, "mix", None)
+        if mix and learned in mix.parts.values():
+            parts = {name: f"{control}/reward" if own == learned else own for name, own in mix.parts.items()}
+            changed["mix"] = mix.model_copy(update={"parts": parts})
     return RUNS[stage](config.model_copy(update=changed))
 
 

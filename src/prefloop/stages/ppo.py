@@ -169,7 +169,8 @@ def run(config: PPOConfig) -> Mapping[str, Any]:
             taken = early.restore(run, learner)
         with learner.averaged():
             checkpoint = save_final(run, learner, taken, parent, "policy", sources)
-        last_third = [row.values["kl/response"] for row in run.metrics()][-max(1, config.steps // 3) :]
+        kls = [row.values["kl/response"] for row in run.metrics()]
+        last_third = kls[-max(1, len(kls) // 3) :]
         result = {
             "checkpoint": checkpoint,
             "kl_target": config.kl.target,

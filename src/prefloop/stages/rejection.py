@@ -96,7 +96,7 @@ def run(config: RejectionConfig) -> Mapping[str, Any]:
                 "kl_nominal": float(best_of_n_kl(config.n)) if config.select == "best" else 0.0,
                 "temperature": tuned(run, config),
                 "kept": len(kept),
-                "kept_earlier": len(kept) - figures["prompts"],
+                "kept_earlier": len(kept) - len(kept_answers([str(run.path)])),
                 "tokens": sum(map(tree_tokens, trees)) * config.epochs,
             }
         )
@@ -214,7 +214,7 @@ def summarize(rows: Sequence[Mapping[str, Any]], n: int) -> dict[str, Any]:
     return {
         "prompts": len(scores),
         "score": float(curve[0]),
-        "score_kept": _mean(row["score"] for row in rows if row["kept"]),
+        "score_kept": _mean(own) if (own := [row["score"] for row in rows if row["kept"]]) else None,
         "median": median,
         "max_minus_median": float(curve[-1]) - median,
         "best_of": {str(k): float(value) for k, value in zip(ks, curve, strict=True)},
