@@ -106,13 +106,13 @@ class SharedTrunk(LearnedReward):
 def learned_rewards(folders: Sequence[str], engine: EngineConfig) -> list[LearnedReward]:
     """Reward models, in order: on one trunk where all are adapters of one shape on a model that is there, unchanged."""
     records = [read_checkpoint(resolve_checkpoint(folder)) for folder in folders]
-    kinds = [(r.parent, *map(r.details.get, ("lora", "pooling", "trunk"))) for r in records]
-    parent, lora, _, trunk = kinds[0]
-    shared = len(folders) > 1 and lora and kinds.count(kinds[0]) == len(kinds)
+    kinds = [(r.parent, *(r.details.get(key) for key in ("lora", "pooling", "trunk"))) for r in records]
+    parent, about = records[0].parent, records[0].details
+    shared = len(folders) > 1 and about.get("lora") and kinds.count(kinds[0]) == len(kinds)
     shared = shared and not any("steps" in record.details for record in records)
     if shared and (Path(parent).is_dir() or os.sep not in parent):
         together = SharedTrunk(folders, engine)
-        if together.scorer.loaded.fingerprint == trunk:
+        if together.scorer.loaded.fingerprint == about.get("trunk"):
             return [together]
     return [LearnedReward(folder, engine) for folder in folders]
 
