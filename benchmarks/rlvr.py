@@ -57,8 +57,8 @@ def measured(workspace: Path, seed: int) -> dict[str, Any]:
         "start": start,
         "end": found["models"]["policy"]["score"],
         "gain": found["score_gain"],
-        "gain_low": found["score_gain_low"],
-        "gain_high": found["score_gain_high"],
+        "low": found["score_gain_low"],
+        "high": found["score_gain_high"],
         "dice_gain": chance["score_gain"],
         "dice_low": chance["score_gain_low"],
         "dice_high": chance["score_gain_high"],
@@ -71,20 +71,37 @@ def measured(workspace: Path, seed: int) -> dict[str, Any]:
     }
 
 
-def draw(workspace: Path, seeds: Sequence[int]) -> Figure:
-    """Share of right rollouts by step: learned from, and under dice."""
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    for seed in seeds:
-        for name, style, label in (("", "-", "verifier"), ("-dice", ":", "dice")):
-            rows = [row for _, row in read_jsonl(workspace / f"runs/rlvr-seed{seed}{name}/group/metrics.jsonl")]
-            points = [(row["step"], row["gold/score"]) for row in rows]
-            axes.plot([x for x, _ in points], [y for _, y in points], style, color=f"C{seed}", label=f"{label}, {seed}")
-    axes.set_xlabel("step")
-    axes.set_ylabel("share of rollouts that are right")
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=8, title="reward, seed")
+def draw(workspace: Path, per_seed: Sequence[Mapping[str, Any]]) -> Figure:
+    """Each seed's gain on held-out problems, by the verifier and by dice; and how far apart the two runs' rollouts are,
+    step by step, on the same problems."""
+    figure = Figure(figsize=(9.5, 3.8), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(2, 3))
+    left.axhspan(-100 * DICE, 100 * DICE, color="grey", alpha=0.15, label="what dice may move")
+    for place, name, label in ((-0.1, "", "verifier"), (0.1, "dice_", "dice")):
+        rates, low, high = ([100 * f[f"{name}{key}"] for f in per_seed] for key in ("gain", "low", "high"))
+        bars = [[r - x for r, x in zip(rates, low, strict=True)], [x - r for r, x in zip(rates, high, strict=True)]]
+        at = [i + place for i in range(len(per_seed))]
+        left.errorbar(at, rates, bars, fmt="o" if not name else "s", capsize=3, label=label)
+    left.set_xticks(range(len(per_seed)), [str(f["seed"]) for f in per_seed])
+    left.set_xlabel("seed")
+    left.set_ylabel("gain on held-out problems (points)")
+    for found in per_seed:
+        shares = [
+            [
+                row["gold/score"]
+                for _, row in read_jsonl(workspace / f"runs/rlvr-seed{found['seed']}{name}/group/metrics.jsonl")
+            ]
+            for name in ("", "-dice")
+        ]
+        apart = [100 * (ours - theirs) for ours, theirs in zip(*shares, strict=True)]
+        right.plot(apart, "o-", markersize=3, label=f"seed {found['seed']}")
+    right.set_xlabel("step")
+    right.set_ylabel("right rollouts, verifier less dice (points)")
+    for axes in (left, right):
+        axes.axhline(0, color="grey", linewidth=1)
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(fontsize=8)
     return figure
 
 
@@ -121,7 +138,7 @@ def main(arguments: list[str] | None = None) -> int:
         "holds": all(found["holds"] for found in per_seed),
     }
     write_atomic(options.out / "rlvr.json", json.dumps(answer, indent=2) + "\n")
-    figure = draw(options.workspace, options.seeds)
+    figure = draw(options.workspace, per_seed)
     with matplotlib.rc_context({"svg.hashsalt": "rlvr"}):
         figure.savefig(options.out / "rlvr.svg", metadata={"Date": None})
     figure.savefig(options.out / "rlvr.png", dpi=110)
