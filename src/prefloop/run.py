@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import math
 import os
-import re
 import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
 from platform import python_version
 from types import TracebackType
@@ -24,6 +21,7 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from prefloop.data.fingerprints import fingerprint
 from prefloop.data.jsonl import content_id, encode_line, write_atomic
 from prefloop.data.rows import read_jsonl
 from prefloop.types import Json, MetricRow, PrefloopError
@@ -32,10 +30,7 @@ __all__ = ["Run", "Ticker", "config_hash", "newest", "occupied", "progress", "wr
 
 _METRICS, _SAMPLES, _LOCK = "metrics.jsonl", "samples.jsonl", "run.lock"
 _BEGUN = (_METRICS, _SAMPLES, "checkpoints", "checkpoint", "preferences.jsonl", "result.json")
-_OFFERED = ("prefloop.json", "checkpoint/prefloop.json", "preferences.jsonl", "samples.jsonl")
 _NAMING = ("prompts", "demonstrations", "watch", "baseline", "gold", "loss")  # settings that may name files or code
-_CODE = re.compile(r"([A-Za-z_][\w.]*):[A-Za-z_]\w*")
-_EDGE = 1 << 20
 _OWN = (_LOCK, "run.json", "config.json", "seconds.json")
 _LOCK_TRIES, _LOCK_PAUSE = 5, 0.05
 _LINE_EVERY = 10.0
@@ -311,39 +306,6 @@ def _inputs(config: BaseModel, parents: Mapping[str, str]) -> dict[str, str]:
     return {key: name for key, name in named if isinstance(name, str) and name} | dict(parents)
 
 
-def _fingerprint(parent: str) -> str | None:
-    """SHA-256 of what a stage takes from a parent on this disk: a checkpoint's manifest (which holds the hashes of its
-    files), a run's preferences or samples, the file itself, the module of "module:function", or of another folder (a
-    model or data of others) names, sizes and both ends of its files; None for a name."""
-    path = Path(parent)
-    for file in (*(path / name for name in _OFFERED), path, *_module(parent)):
-        if file.is_file():
-            with file.open("rb") as content:
-                return hashlib.file_digest(content, "sha256").hexdigest()
-    if not path.is_dir() or (path / "run.json").exists():
-        return None
-    digest = hashlib.sha256()
-    for file in sorted(found for found in path.rglob("*") if found.is_file()):
-        size = file.stat().st_size
-        digest.update(f"{file.relative_to(path)} {size}\n".encode())
-        with file.open("rb") as content:
-            digest.update(content.read(_EDGE))
-            content.seek(max(0, size - _EDGE))
-            digest.update(content.read(_EDGE))
-    return digest.hexdigest()
-
-
-def _module(name: str) -> list[Path]:
-    """The file of "module:function"."""
-    if not (found := _CODE.fullmatch(name)):
-        return []
-    try:
-        spec = find_spec(found[1])
-    except (ImportError, AttributeError, ValueError):
-        return []
-    return [Path(spec.origin)] if spec and spec.origin else []
-
-
 def _same(path: Path, config: BaseModel, parents: Mapping[str, str]) -> None:
     before = {key: value for key, value in _read_object(path / "config.json").items() if key != "out"}
     found = list(_differences(before, _settings(config)))
@@ -355,7 +317,7 @@ def _same(path: Path, config: BaseModel, parents: Mapping[str, str]) -> None:
         )
     known = _read_object(path / "run.json").get("fingerprints", {})
     for role, parent in _inputs(config, parents).items():
-        if role in known and known[role] != _fingerprint(parent):
+        if role in known and known[role] != fingerprint(parent):
             raise PrefloopError(
                 f"{path}: its {role}, {parent}, has changed since this run began; remove this folder to run it again."
             )
@@ -370,7 +332,7 @@ def _begin(path: Path, config: BaseModel, stage: str, parents: Mapping[str, str]
         "versions": _versions(),
         "seed": getattr(config, "seed", None),
         "parents": dict(parents),
-        "fingerprints": {role: _fingerprint(name) for role, name in _inputs(config, parents).items()},
+        "fingerprints": {role: fingerprint(name) for role, name in _inputs(config, parents).items()},
         "config_hash": config_hash(config),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }

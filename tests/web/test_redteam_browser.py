@@ -35,6 +35,7 @@ def test_every_control_of_a_conversation(server: Server, browser: Browser, overv
         fine(page)
         page.get_by_role("button", name="New conversation").click()
         page.get_by_label("Your first message").fill(f"say {HOSTILE}")
+        page.wait_for_load_state()  # what keeps drafts is there by then
         page.reload()
         expect(page.get_by_label("Your first message")).to_have_value(f"say {HOSTILE}")
         page.keyboard.press("Tab")

@@ -8,9 +8,9 @@ const later = (ms) => new Promise((resume) => setTimeout(resume, ms));
 
 if (message) {
   try { message.value ||= sessionStorage.getItem(key) ?? ""; } catch { /* nothing was kept */ }
-  message.addEventListener("input", () => {
-    try { sessionStorage.setItem(key, message.value); } catch { /* the page has it */ }
-  });
+  const keep = () => { try { sessionStorage.setItem(key, message.value); } catch { /* the page has it */ } };
+  message.addEventListener("input", keep);
+  if (message.value) keep();  // what was written before this ran
   message.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) message.form.requestSubmit();
   });
