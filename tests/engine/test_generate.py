@@ -11,11 +11,12 @@ import torch
 from scipy.stats import chisquare
 
 from prefloop.data.chat import decode
-from prefloop.engine.generate import LocalSampler, draw
+from prefloop.engine.generate import LocalSampler, _Empty, draw
 from prefloop.engine.local import LocalScorer
 from prefloop.engine.verbs import Request, Weights
 from prefloop.models.load import LoadedModel
 from prefloop.models.tiny import FAMILIES, tiny_model, tiny_tokenizer
+from prefloop.ops.attention import Traits
 from prefloop.types import Completion, Node, PrefloopError, Sampling, Tree
 
 TOKENIZER = tiny_tokenizer()
@@ -194,3 +195,10 @@ def test_an_impossible_token_is_never_drawn() -> None:
     tokens, logprobs = draw(logits, torch.ones(4), uniforms)
     assert tokens.tolist() == [1, 1, 3, 3]
     assert torch.isfinite(logprobs).all()
+
+
+def test_values_narrower_than_keys_are_refused() -> None:
+    """The sampler keeps both in one tensor; models like DeepSeek-V2 would end in an error of torch at the first prompt."""
+    query, key, value = torch.zeros(2, 1, 6), torch.zeros(1, 1, 6), torch.zeros(1, 1, 4)
+    with pytest.raises(PrefloopError, match="keys of 6 numbers and values of 4"):
+        _Empty().attend(torch.nn.Identity(), query, key, value, Traits(scaling=1.0))
