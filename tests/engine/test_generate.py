@@ -198,7 +198,7 @@ def test_an_impossible_token_is_never_drawn() -> None:
 
 
 def test_values_narrower_than_keys_are_refused() -> None:
-    """The sampler keeps both in one tensor; models like DeepSeek-V2 would end in an error of torch at the first prompt."""
+    """The sampler keeps both in one tensor; models like DeepSeek-V2 would end in an error of torch."""
     query, key, value = torch.zeros(2, 1, 6), torch.zeros(1, 1, 6), torch.zeros(1, 1, 4)
     with pytest.raises(PrefloopError, match="keys of 6 numbers and values of 4"):
         _Empty().attend(torch.nn.Identity(), query, key, value, Traits(scaling=1.0))
