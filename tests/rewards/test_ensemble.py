@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from prefloop.configs.shared import EngineConfig
+from prefloop.data.heldout import by_prompt
 from prefloop.models.checkpoint import save_checkpoint
 from prefloop.models.heads import reward_head
 from prefloop.models.load import load_model
@@ -135,6 +136,13 @@ def test_two_prompts_of_one_id_are_two_prompts(folders: list[str]) -> None:
     apart = [reward([prompt], given)[0].value for prompt in (PROMPTS[0], other)]
     together = [score.value for score in reward([PROMPTS[0], other], given * 2)]
     assert together == pytest.approx(apart, abs=1e-6) and abs(apart[0] - apart[1]) > 1e-3
+
+
+def test_two_answers_of_one_id_are_refused() -> None:
+    one, other = answer("Yes."), replace(answer("No."), id="Yes.")
+    assert len(by_prompt([(PROMPTS[0], one)] * 2)[PROMPTS[0].id][1]) == 1
+    with pytest.raises(PrefloopError, match="have the id 'Yes.' and differ"):
+        by_prompt([(PROMPTS[0], one), (PROMPTS[0], other)])
 
 
 def test_a_tag_may_hold_an_answer_for_a_reward_model(folders: list[str]) -> None:
