@@ -141,7 +141,7 @@ def test_two_prompts_of_one_id_are_two_prompts(folders: list[str]) -> None:
 def test_two_answers_of_one_id_are_refused() -> None:
     one, other = answer("Yes."), replace(answer("No."), id="Yes.")
     assert len(by_prompt([(PROMPTS[0], one)] * 2)[PROMPTS[0].id][1]) == 1
-    with pytest.raises(PrefloopError, match="have the id 'Yes.' and differ"):
+    with pytest.raises(PrefloopError, match=r"have the id 'Yes.' and differ"):
         by_prompt([(PROMPTS[0], one), (PROMPTS[0], other)])
 
 
