@@ -1,8 +1,9 @@
 """DPO, KTO, rejection sampling, online DPO, PPO and GRPO from the same SFT model, labels and reward model: methods.py.
 
 Of each seed the loop of recipes/methods.toml up to the reward model runs once (runs/methods-seedN), then every method
-from there (runs/methods-seedN-METHOD), with its evaluation on held-out prompts against the SFT model. What is finished
-is kept. Writes methods.json, .svg, .png and the table of docs/methods/choosing.md; exits 0 only where every run ended.
+from there (runs/methods-seedN-METHOD), with its evaluation on held-out prompts against the SFT model, which answers once,
+in that of DPO. What is finished is kept. Writes methods.json, .svg, .png and the table of docs/methods/choosing.md;
+exits 0 only where every run ended.
 """
 
 import argparse
@@ -51,6 +52,8 @@ def settings(seed: int, method: str) -> list[str]:
     """What the run of a method sets: its name, its stages, and where it begins."""
     base = f"runs/methods-seed{seed}"
     _, stage, own = METHODS[method]
+    first = next(iter(METHODS))
+    earlier = [] if method == first else [f"{base}-{first}/evaluate"]
     begins = {"policy": f"{base}/sft"} | (
         {"preferences": f"{base}/label"} if stage == "direct" else {"reward": f"{base}/reward"}
     )
@@ -59,6 +62,7 @@ def settings(seed: int, method: str) -> list[str]:
         f'stages=["{stage}", "evaluate"]',
         *(f"{stage}.{key}={value}" for key, value in begins.items()),
         f'evaluate.baselines=["{base}/sft"]',
+        f"evaluate.earlier={json.dumps(earlier)}",
         *own,
     ]
 
@@ -137,18 +141,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--page", type=Path, default=PAGE, help="page whose table is written anew")
     parser.add_argument("--json", action="store_true", help="print on one line")
     options = parser.parse_args(arguments)
+    methods = [name for name in METHODS if name in options.methods or name == next(iter(METHODS))]
     options.workspace.mkdir(parents=True, exist_ok=True)
     for seed in options.seeds:
         common = [*options.set, f"seed={seed}"]
         base = f"methods-seed{seed}"
         first = [f"name={base}", f"stages={json.dumps(BEFORE)}"]
-        runs = [(base, first)] + [(f"{base}-{method}", settings(seed, method)) for method in options.methods]
+        runs = [(base, first)] + [(f"{base}-{method}", settings(seed, method)) for method in methods]
         for name, own in runs:
             print(f"{name} ...", file=sys.stderr, flush=True)
             if failed := running.run(["run", str(RECIPE)], [*common, *own], options.workspace, name):
                 print(failed, file=sys.stderr)
                 return 1
-    figures = {m: {str(s): measured(options.workspace, s, m) for s in options.seeds} for m in options.methods}
+    figures = {m: {str(s): measured(options.workspace, s, m) for s in options.seeds} for m in methods}
     minutes = [
         sum(_result(options.workspace / "runs" / f"methods-seed{seed}" / stage)["seconds"] for stage in BEFORE) / 60
         for seed in options.seeds

@@ -114,6 +114,10 @@ def config_of(folder: str) -> dict[str, Any]:
     return found
 
 
+def read_lines(file: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in Path(file).read_text().splitlines()]
+
+
 def test_versions_follow_the_policy_and_are_kept() -> None:
     report = pipeline.run(recipe())
     roots = ["rounds/1", "rounds/2"]
@@ -125,6 +129,11 @@ def test_versions_follow_the_policy_and_are_kept() -> None:
         assert config_of(f"{root}/collect")["models"] == [start]
         assert read_checkpoint(f"runs/r/{root}/reward/checkpoint").parent == "tiny"
         assert config_of(f"{root}/evaluate")["baselines"] == ["tiny"]
+    assert config_of("rounds/1/evaluate")["earlier"] == []
+    assert config_of("rounds/2/evaluate")["earlier"] == ["runs/r/rounds/1/evaluate"]
+    answers = [read_lines(f"runs/r/{root}/evaluate/samples.jsonl") for root in roots]
+    of_tiny = [[row for row in rows if row["model"] == "sft"] for rows in answers]
+    assert of_tiny[1] == [{"from": "runs/r/rounds/1/evaluate"} | row for row in of_tiny[0]] and len(of_tiny[0]) == 4
     assert len({config_of(f"{root}/ppo")["seed"] for root in roots}) == 2
     assert len({config_of(f"{root}/reward")["seed"] for root in roots}) == 1
     assert read_checkpoint("runs/r/rounds/2/ppo/checkpoint").parent == "runs/r/rounds/1/ppo/checkpoint"
@@ -153,8 +162,8 @@ def test_versions_follow_the_policy_and_are_kept() -> None:
         assert one == json.loads(Path("runs/r", root, "round.json").read_text())
         counted = 0
         for stage in ("collect", "ppo", "evaluate"):
-            for line in Path("runs/r", root, stage, "samples.jsonl").read_text().splitlines():
-                counted += len(json.loads(line)["completion"]["segments"][0]["tokens"])
+            for row in read_lines(f"runs/r/{root}/{stage}/samples.jsonl"):
+                counted += 0 if "from" in row else len(row["completion"]["segments"][0]["tokens"])
         assert one["tokens"] == counted > 0
         assert one["labels"] == json.loads(Path("runs/r", root, "label/result.json").read_text())["judgments"] > 0
         assert one["win_rate"] is not None and one["kl"] is not None and one["proxy"] is not None

@@ -14,6 +14,9 @@ class EvaluateConfig(Config):
     """Checkpoint under test."""
     baselines: tuple[str, ...] = ()
     """Checkpoints or models to compare with; the first is the main one (SFT)."""
+    earlier: tuple[str, ...] = ()
+    """Evaluations with the same settings whose answers of the same baselines are taken instead of sampled anew; rounds
+    after the first and negative controls fill it."""
     prompts: str = "builtin"
     """JSONL of prompts; 'builtin' takes the shipped ones."""
     split: str = "eval"

@@ -68,7 +68,8 @@ def _last_third(stage: Path, name: str) -> float | None:
 
 
 def _tokens(stage: Path) -> int:
-    found = (row["completion"]["segments"] for row in _rows(stage, "samples") if "completion" in row)
+    rows = (row for row in _rows(stage, "samples") if "completion" in row and "from" not in row)
+    found = (row["completion"]["segments"] for row in rows)
     return sum(len(segment["tokens"]) for segments in found for segment in segments if segment["author"] == "policy")
 
 

@@ -21,6 +21,7 @@ from prefloop.engine.build import (
 from prefloop.evals.winrate import summarize
 from prefloop.rewards.resolve import resolve_reward, reward_parents
 from prefloop.run import Run, progress
+from prefloop.stages.earlier import known_rows
 from prefloop.stages.rollouts import sampled_logprobs
 from prefloop.stages.sampling import sample_groups
 from prefloop.types import Completion, PrefloopError, Prompt, Sampling, to_json
@@ -30,24 +31,32 @@ NAMES = ("policy", "sft", "base")
 
 def run(config: EvaluateConfig) -> Mapping[str, Any]:
     """Sample and judge each model; win rates of the policy against the others. An interrupted run goes on with the
-    models that are still to do."""
+    models that are still to do; a baseline's answers of an earlier evaluation are taken as they are."""
     if not config.policy or not config.baselines or len(config.baselines) >= len(NAMES):
         raise PrefloopError("[evaluate] needs a policy and one or two baselines: the starting policy, the base model.")
     models = dict(zip(NAMES, map(resolve_checkpoint, (config.policy, *config.baselines)), strict=False))
-    parents = models | reward_parents(config.judge, "judge")
+    judged_by = reward_parents(config.judge, "judge")
+    parents = models | judged_by | {f"earlier[{place}]": name for place, name in enumerate(config.earlier)}
     with Run.open(config.out, config, stage="evaluate", parents=parents) as run:
         if run.finished:
             return run.result
         use_threads(config.engine)
         prompts = load_prompts(config.prompts, splits=(config.split,))
+        known = known_rows(config, {name: path for name, path in models.items() if name != "policy"}, judged_by)
         judge = resolve_reward(config.judge, config.engine)
         sampling = Sampling(temperature=config.temperature, max_tokens=config.max_tokens)
         done = run.last_step + 1
         run.rewind(done - 1)
         each = len(prompts) * config.samples
-        with progress(each * len(models), "answers", done=each * done) as bar:
+        sampled = [name not in known for name in models]
+        with progress(each * sum(sampled), "answers", done=each * sum(sampled[:done])) as bar:
             for step, (name, path) in enumerate(models.items()):
                 if step < done:
+                    continue
+                if name in known:
+                    for row in known[name]:
+                        run.sample(step, row)
+                    run.log(step, {"score": sum(row["score"] for row in known[name]) / len(known[name])})
                     continue
                 loaded = load(path, config.engine)
                 groups = sample_groups(

@@ -158,6 +158,7 @@ def inputs(recipe: RecipeConfig, stage: str, number: int = 0) -> dict[str, Any]:
         "evaluate": {
             "policy": of(trained(recipe)),
             "baselines": (start, recipe.model) if start != recipe.model else (start,),
+            "earlier": (of("evaluate", 1),) if number > 1 else (),
         },
         "evaluate_reward": {"reward": of("reward"), "preferences": preferences},
     }
@@ -203,7 +204,7 @@ def run_control(recipe: RecipeConfig, stage: str) -> Mapping[str, Any]:
     if stage in ("reward", "direct"):
         changed["shuffle_labels"] = True
     elif stage == "evaluate":
-        changed["baselines"] = config.baselines[:1]
+        changed |= {"baselines": config.baselines[:1], "earlier": (config.out,)}
     else:
         learned = inputs(recipe, stage)["reward"]
         if config.reward == learned:
