@@ -1,8 +1,8 @@
 """DPO, KTO, rejection sampling, online DPO, PPO and GRPO from the same SFT model, labels and reward model: methods.py.
 
 Of each seed the loop of recipes/methods.toml up to the reward model runs once (runs/methods-seedN), then every method
-from there (runs/methods-seedN-METHOD), with its evaluation on held-out prompts against the SFT model, which answers once,
-in that of DPO. What is finished is kept. Writes methods.json, .svg, .png and the table of docs/methods/choosing.md;
+from there (runs/methods-seedN-METHOD), with its evaluation on held-out prompts against the SFT model, which answers
+once, in DPO's. What is finished is kept. Writes methods.json, .svg, .png and the table of docs/methods/choosing.md;
 exits 0 only where every run ended.
 """
 

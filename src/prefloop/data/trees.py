@@ -137,6 +137,14 @@ def answer_tree(prompt: Prompt, completions: Sequence[Completion], encoder: Enco
     return Tree(id=prompt.id, nodes=(root, *branches), trajectory_id=prompt.id)
 
 
+def by_prompt(prompts: Iterable[Prompt]) -> list[list[int]]:
+    """The places of each prompt, prompts in order of their first; an id may stand for two of them."""
+    groups: dict[tuple[str, tuple[Message, ...]], list[int]] = {}
+    for place, prompt in enumerate(prompts):
+        groups.setdefault((prompt.id, prompt.messages), []).append(place)
+    return list(groups.values())
+
+
 def steps_tree(
     prompt: Prompt, completions: Sequence[Completion], encoder: Encoder, rule: str
 ) -> tuple[Tree, list[tuple[int, ...]]]:
@@ -151,11 +159,9 @@ def steps_tree(
 def step_trees(labeled: Sequence[StepLabels], encoder: Encoder, rule: str) -> list[Tree]:
     """One tree for each prompt, with labels at the step ends that carry one, up to each answer's first error; nothing
     else is read. Raises PrefloopError where an answer has more or fewer steps than labels, or nothing is labeled."""
-    groups: dict[tuple[str, tuple[Message, ...]], list[StepLabels]] = {}  # an id may stand for two prompts
-    for item in labeled:
-        groups.setdefault((item.prompt.id, item.prompt.messages), []).append(item)
     trees = []
-    for group in groups.values():
+    for places in by_prompt(item.prompt for item in labeled):
+        group = [labeled[place] for place in places]
         tree, ends = steps_tree(group[0].prompt, [item.completion for item in group], encoder, rule)
         fields: dict[int, dict[str, list[float]]] = {}
         for place, (item, own) in enumerate(zip(group, ends, strict=True), 1):

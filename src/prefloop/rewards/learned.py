@@ -10,13 +10,13 @@ import numpy as np
 import torch
 
 from prefloop.configs.shared import EngineConfig
-from prefloop.data.trees import answer_tree
+from prefloop.data.trees import answer_tree, by_prompt
 from prefloop.engine.build import build_adapted_scorer, build_encoder, build_reward_scorer, resolve_checkpoint
 from prefloop.models.checkpoint import load_adapters, load_head, load_members, read_checkpoint
 from prefloop.models.heads import ScalarHead
 from prefloop.models.lora import adapter_parameters
 from prefloop.ops.ensembles import Floats, disagreement
-from prefloop.types import Completion, Message, PrefloopError, Prompt, Score
+from prefloop.types import Completion, PrefloopError, Prompt, Score
 
 
 class LearnedReward:
@@ -43,13 +43,11 @@ class LearnedReward:
 
     def read(self, prompts: Sequence[Prompt], completions: Sequence[Completion], heads: Sequence[ScalarHead]) -> Floats:
         """`raw` by some heads."""
-        groups: dict[tuple[str, tuple[Message, ...]], list[int]] = {}  # an id may stand for two prompts
-        for index, prompt in enumerate(prompts):
-            groups.setdefault((prompt.id, prompt.messages), []).append(index)
-        trees = [answer_tree(prompts[g[0]], [completions[i] for i in g], self.encoder) for g in groups.values()]
+        groups = by_prompt(prompts)
+        trees = [answer_tree(prompts[g[0]], [completions[i] for i in g], self.encoder) for g in groups]
         made = np.zeros((len(heads), len(prompts)))
         with torch.no_grad():
-            for members, states in zip(groups.values(), self.scorer.pooled(trees), strict=True):
+            for members, states in zip(groups, self.scorer.pooled(trees), strict=True):
                 made[:, members] = [head(states).tolist() for head in heads]
         return made
 

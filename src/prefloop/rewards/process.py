@@ -9,10 +9,10 @@ import numpy as np
 from scipy.special import expit
 
 from prefloop.configs.shared import EngineConfig
-from prefloop.data.trees import steps_tree
+from prefloop.data.trees import by_prompt, steps_tree
 from prefloop.engine.build import build_encoder, build_reward_scorer
 from prefloop.ops.steps import COMBINATIONS, combined
-from prefloop.types import Completion, Message, PrefloopError, Prompt, Score
+from prefloop.types import Completion, PrefloopError, Prompt, Score
 
 _PREFIX = "steps="
 
@@ -35,16 +35,13 @@ class ProcessReward:
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Score]:
         """Scores of completions[i] as answers to prompts[i], on their own tokens; parts are those of their steps."""
-        groups: dict[tuple[str, tuple[Message, ...]], list[int]] = {}  # an id may stand for two prompts
-        for index, prompt in enumerate(prompts):
-            groups.setdefault((prompt.id, prompt.messages), []).append(index)
+        groups = by_prompt(prompts)
         made = [
-            steps_tree(prompts[group[0]], [completions[i] for i in group], self.encoder, self.rule)
-            for group in groups.values()
+            steps_tree(prompts[group[0]], [completions[i] for i in group], self.encoder, self.rule) for group in groups
         ]
         steps: dict[int, list[float]] = {}
         readings = self.scorer.forward([tree for tree, _ in made], {"steps"})
-        for group, (_, ends), reading in zip(groups.values(), made, readings, strict=True):
+        for group, (_, ends), reading in zip(groups, made, readings, strict=True):
             for place, index in enumerate(group):
                 steps[index] = expit(reading.steps[1 + place][list(ends[place])].astype(np.float64)).tolist()
         return [self._score(steps[index]) for index in range(len(prompts))]
