@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from prefloop.data.heldout import shuffled_steps, split_steps
 from prefloop.data.jsonl import read_step_labels, text_completion, write_jsonl
 from prefloop.data.sources import load_step_labels
 from prefloop.data.steps import step_ends, to_first_error
-from prefloop.data.trees import Encoder, step_trees, steps_tree
+from prefloop.data.trees import Encoder, by_prompt, step_trees, steps_tree
 from prefloop.models.tiny import tiny_tokenizer
 from prefloop.types import Completion, Message, PrefloopError, Prompt, Sampling, Segment, StepLabels, from_json, to_json
 
@@ -142,6 +143,15 @@ def test_labels_that_do_not_fit_are_plain_errors() -> None:
         step_trees([labeled("a\nb", None, None)], ENCODER, "lines")
     known = [labeled("a\nb", None, None, prompt="q"), labeled("a\nb", 1.0, None)]
     assert [tree.id for tree in step_trees(known, ENCODER, "lines")] == ["p"]
+
+
+def test_two_prompts_of_one_id_are_two_trees() -> None:
+    other = Prompt(id="p", messages=(Message(role="user", content="Else?"),))
+    second = dataclasses.replace(labeled("b", 0.0), prompt=other)
+    trees = step_trees([labeled("a", 1.0), second, labeled("c", 0.0)], ENCODER, "lines")
+    assert by_prompt([asked(), other, asked()]) == [[0, 2], [1]]
+    assert [len(tree.nodes) for tree in trees] == [3, 2]
+    assert "Else?" in decode(TOKENIZER, trees[1].nodes[0].tokens)
 
 
 @given(LABELS, st.sampled_from(["", "person", "rollouts-soft"]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -54,6 +55,15 @@ def test_other_comparisons_in_the_store_are_left_alone() -> None:
         )
     result = labeled()
     assert (result["comparisons"], result["judgments"], result["simulated"]) == (3, 9, True)
+
+
+def test_two_prompts_of_one_id_are_refused_and_nothing_is_labeled() -> None:
+    first = asked(0, "train")
+    other = dataclasses.replace(first, messages=(Message(role="user", content="Else?"),))
+    write_jsonl("two.jsonl", [{"prompt": p, "completion": text_completion(p, "A thing.")} for p in (first, other)])
+    with pytest.raises(PrefloopError, match=r"two\.jsonl:2: id 'train-0' was another prompt further up"):
+        label.run(LabelConfig(out="r/label", completions="two.jsonl"))
+    assert not Path("r/label/preferences.jsonl").exists()
 
 
 def test_judgments_of_a_simulated_annotator_with_other_settings_are_refused() -> None:
