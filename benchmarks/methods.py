@@ -38,7 +38,7 @@ BEGIN, END = "<!-- written by benchmarks/methods.py -->\n", "<!-- end -->\n"
 MEASURED = """
 The quickstart's task on SmolLM2-135M, {seeds} seeds; the same SFT model, labels and (but for DPO and KTO, which need
 none) reward model. Win rates are the rubric's preference against SFT on held-out prompts, not that of people, with
-95 % intervals over prompts. KL to SFT in nats per response, length in tokens, minutes of the method's own stage; SFT,
+95 % intervals over prompts; the spread is from the least to the most over seeds. KL to SFT in nats per response, length in tokens, minutes of the method's own stage; SFT,
 answers, labels and reward model took {before} more. Measured on {cpu}, {cores} cores, torch {torch}, by
 `python benchmarks/methods.py`.
 
@@ -85,24 +85,21 @@ def measured(workspace: Path, seed: int, method: str) -> dict[str, Any]:
 
 
 def table(figures: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
-    """A row a method: every seed's win rate, and medians."""
+    """A row a method: every seed's win rate, how far these are apart, and medians."""
     rows = [
-        ["method", "win rate by seed", "median", "at equal length", "KL", "length", "minutes"],
-        ["---"] * 7,
+        ["method", "win rate by seed", "median", "spread", "at equal length", "KL", "length", "minutes"],
+        ["---"] * 8,
     ]
     for method, seeds in figures.items():
 
         def middle(name: str, of: Mapping[str, Mapping[str, float]] = seeds) -> float:
             return statistics.median(found[name] for found in of.values())
 
+        won = [f["win_rate"] for f in seeds.values()]
         rates = ", ".join(f"{f['win_rate']:.3f} ({f['low']:.3f} to {f['high']:.3f})" for f in seeds.values())
-        rows.append(
-            [
-                *(METHODS[method][0], rates, f"{middle('win_rate'):.3f}", f"{middle('length_controlled'):.3f}"),
-                *(f"{middle('kl'):.1f}", f"{middle('tokens'):.0f} (SFT {middle('sft_tokens'):.0f})"),
-                f"{middle('minutes'):.1f}",
-            ]
-        )
+        middles = (f"{middle('win_rate'):.3f}", f"{max(won) - min(won):.3f}", f"{middle('length_controlled'):.3f}")
+        length = f"{middle('tokens'):.0f} (SFT {middle('sft_tokens'):.0f})"
+        rows.append([METHODS[method][0], rates, *middles, f"{middle('kl'):.1f}", length, f"{middle('minutes'):.1f}"])
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
@@ -117,11 +114,12 @@ def draw(figures: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Figure:
             bars = [[f["win_rate"] - f["low"] for f in found], [f["high"] - f["win_rate"] for f in found]]
             axes.errorbar([f[by] for f in found], rates, bars, fmt=mark, capsize=3, alpha=0.8, label=METHODS[method][0])
         axes.axhline(0.5, color="grey", linewidth=1, linestyle="--")
+        axes.set_xlim(left=0)
         axes.set_xlabel(label)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].set_ylabel("win rate against SFT")
-    figure.axes[0].legend(fontsize=8)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=6, frameon=False)
     return figure
 
 
