@@ -38,9 +38,9 @@ BEGIN, END = "<!-- written by benchmarks/methods.py -->\n", "<!-- end -->\n"
 MEASURED = """
 The quickstart's task on SmolLM2-135M, {seeds} seeds; the same SFT model, labels and (but for DPO and KTO, which need
 none) reward model. Win rates are the rubric's preference against SFT on held-out prompts, not that of people, with
-95 % intervals over prompts; the spread is from the least to the most over seeds. KL to SFT in nats per response, length in tokens, minutes of the method's own stage; SFT,
-answers, labels and reward model took {before} more. Measured on {cpu}, {cores} cores, torch {torch}, by
-`python benchmarks/methods.py`.
+95 % intervals over prompts; the spread is from the least to the most over seeds. KL to SFT in nats per response, length
+in tokens, minutes of the method's own stage; SFT, answers, labels and reward model took {before} more. Measured on
+{cpu}, {cores} cores, torch {torch}, by `python benchmarks/methods.py`.
 
 {table}
 ![Win rate by KL and by cost, a point a seed](../../benchmarks/results/methods.svg)
