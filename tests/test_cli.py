@@ -98,6 +98,14 @@ def test_an_interrupt_is_one_line_and_status_130(capsys: pytest.CaptureFixture[s
     assert json.loads(out) == {"error": "stopped; the same command continues"}
 
 
+def test_a_disk_that_refuses_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with pytest.raises(typer.Exit) as ended:
+        cli.finish(lambda: {"text": tmp_path.read_text()}, as_json=True)
+    said, also = capsys.readouterr()
+    assert ended.value.exit_code == 1 and also == f"prefloop: {json.loads(said)['error']}\n"
+    assert also == f"prefloop: {tmp_path}: Is a directory; look at its permissions and the disk.\n"
+
+
 def test_stdout_of_the_work_goes_to_stderr_under_json(capsys: pytest.CaptureFixture[str]) -> None:
     def work() -> Mapping[str, object]:
         print("step 1")

@@ -55,6 +55,20 @@ def test_other_settings_are_refused_and_named(tmp_path: Path) -> None:
     start(tmp_path / "b").close()
 
 
+def test_a_setting_that_a_later_version_brought_has_its_default(tmp_path: Path) -> None:
+    with start(tmp_path, seed=3) as run:
+        run.log(0, {"x": 1.0})
+    known = json.loads((tmp_path / "config.json").read_text())
+    del known["steps"], known["kl"]["target"]
+    (tmp_path / "config.json").write_text(json.dumps(known))
+    start(tmp_path, seed=3).close()
+    with pytest.raises(PrefloopError, match="settings: steps is 30 there and 5 here"):
+        start(tmp_path, seed=3, steps=5)
+    (tmp_path / "config.json").write_text(json.dumps(known | {"gone": 1}))
+    with pytest.raises(PrefloopError, match="gone is 1 there and null here"):
+        start(tmp_path, seed=3)
+
+
 def test_settings_bind_only_once_something_was_done(tmp_path: Path) -> None:
     """A first call that failed on a mistyped input leaves nothing to go on from."""
     start(tmp_path, prompts="promts.jsonl").close()
@@ -82,7 +96,7 @@ def test_a_parent_that_changed_since_is_refused(tmp_path: Path, name: str) -> No
         open_run()
 
 
-@pytest.mark.parametrize("setting", ["prompts", "watch", "policy"])
+@pytest.mark.parametrize("setting", ["prompts", "watch", "policy", "ensemble"])
 def test_files_code_and_models_of_others_that_changed_since_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str
 ) -> None:
@@ -94,8 +108,10 @@ def test_files_code_and_models_of_others_that_changed_since_are_refused(
         "prompts": (str(tmp_path / "asked.jsonl"), tmp_path / "asked.jsonl"),
         "watch": ("own_judge:score", tmp_path / "own_judge.py"),
         "policy": (str(model), model / "model.safetensors"),
+        "ensemble": (f"mean:{tmp_path / 'other'}, {model}", model / "model.safetensors"),
     }[setting]
     file.write_text("before")
+    setting = "watch" if setting == "ensemble" else setting
 
     def open_run() -> Run:
         parents = {"policy": name if setting == "policy" else "smollm2-135m"}
@@ -132,6 +148,10 @@ def test_a_folder_of_other_things_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(PrefloopError, match=r"holds thesis\.tex but is no run"):
         start(tmp_path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "preferences.jsonl").touch()
+    with pytest.raises(PrefloopError, match=r"holds preferences\.jsonl but is no run"):
+        start(tmp_path / "mine")
     with pytest.raises(PrefloopError, match="cannot be used as a run folder"):
         start(tmp_path / "thesis.tex")
 

@@ -174,7 +174,7 @@ def chat(
             checkpoint, temperature=temperature, max_tokens=max_tokens, seed=seed, best_of=best_of, reward=reward
         )
 
-    finish(work, as_json=False)
+    finish(work, as_json=False, stopped="stopped")
 
 
 @app.command("serve")
@@ -421,7 +421,10 @@ def _show_findings(result: Mapping[str, Any]) -> None:
 
 
 def finish(
-    work: Callable[[], Mapping[str, Any]], as_json: bool, show: Callable[[Mapping[str, Any]], None] = _show
+    work: Callable[[], Mapping[str, Any]],
+    as_json: bool,
+    show: Callable[[Mapping[str, Any]], None] = _show,
+    stopped: str = "stopped; the same command continues",
 ) -> None:
     """Do the work and show its result; what a user can mend becomes one line and an exit status."""
     try:
@@ -430,7 +433,9 @@ def finish(
     except PrefloopError as error:
         _fail(" ".join(str(error).split()), 1, as_json)
     except KeyboardInterrupt:
-        _fail("stopped; the same command continues", 130, as_json)
+        _fail(stopped, 130, as_json)
+    except OSError as error:
+        _fail(f"{error.filename or 'A file'}: {error.strerror}; look at its permissions and the disk.", 1, as_json)
     if as_json:
         finite = json.loads(json.dumps(result), parse_constant=lambda _: None)  # JSON has no NaN
         typer.echo(json.dumps(finite))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import math
@@ -17,7 +18,7 @@ from platform import python_version
 from types import TracebackType
 from typing import BinaryIO, Self
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -159,7 +160,8 @@ class Run:
         except OSError as error:
             raise PrefloopError(f"{path}: cannot be used as a run folder ({error.strerror}).") from error
         try:
-            if any((path / name).exists() for name in _BEGUN):
+            begun = any((path / name).exists() for name in _BEGUN)
+            if begun and (path / "config.json").exists():
                 _same(path, config, parents)
             else:
                 if (path / "run.json").exists():  # a run that ended before its first step was whole
@@ -307,7 +309,12 @@ def _inputs(config: BaseModel, parents: Mapping[str, str]) -> dict[str, str]:
 
 
 def _same(path: Path, config: BaseModel, parents: Mapping[str, str]) -> None:
-    before = {key: value for key, value in _read_object(path / "config.json").items() if key != "out"}
+    before = _read_object(path / "config.json")
+    with contextlib.suppress(ValidationError):
+        before = (
+            type(config).model_validate_json(json.dumps(before)).model_dump(mode="json")
+        )  # with later keys' defaults
+    before.pop("out", None)
     found = list(_differences(before, _settings(config)))
     if found:
         more = f"; and {len(found) - _DIFFERENCES_SHOWN} more" if len(found) > _DIFFERENCES_SHOWN else ""
@@ -393,7 +400,7 @@ class Ticker:
 
 
 def _time(seconds: float) -> str:
-    """5400 -> 1 h 30 min"""
+    """6600 -> 1 h 50 min; up to 100 minutes in minutes"""
     minutes = round(seconds / 60)
     if minutes < 10:
         return f"{seconds:.0f} s"

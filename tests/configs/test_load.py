@@ -163,6 +163,9 @@ def test_a_loaded_stage_is_what_its_json_says(stage: str, seed: int, name: str) 
         ('name = "a"', ["seed"], ["--set seed", "key=value"]),
         ('name = "a"', ["=3"], ["--set =3", "key=value"]),
         ("", [], ["name is missing"]),
+        ('name = "/data/exp"', [], ['name = "/data/exp" is refused', "runs/NAME"]),
+        ('name = "a/../../b"', [], ["'..'"]),
+        ('name = ""', [], ["give a name"]),
     ],
 )
 def test_a_mistake_is_one_sentence_that_names_it(
@@ -181,6 +184,8 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         with pytest.raises(PrefloopError, match=f"{path}: cannot read"):
             load_recipe(path)
     path = tmp_path / "recipe.toml"
+    path.write_bytes(b"\xef\xbb\xbfname = 'a'")  # as Windows editors save it
+    assert load_recipe(path).name == "a"
     path.write_bytes(b"name = '\xff'")
     with pytest.raises(PrefloopError, match="UTF-8"):
         load_recipe(path)

@@ -11,9 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefloop.data.jsonl import (
+    make_completion,
     read_demonstrations,
     read_preferences,
     read_prompts,
+    read_verdicts,
     text_completion,
     write_jsonl,
 )
@@ -191,6 +193,10 @@ HH = "\n\nHuman: Hi\n\nAssistant: Yes?\n\nHuman: Is it 3:00?\n\nNo Human: here\n
         ({"prompt": "Hi", "chosen": "Hello!", "rejected": "Go away."}, [("user", "Hi")]),
         ({"prompt": [USER], "chosen": [HELLO], "rejected": [AWAY]}, [("user", "Hi")]),
         ({"prompt": "Hi", "chosen": [USER, HELLO], "rejected": [USER, AWAY]}, [("user", "Hi")]),
+        (
+            {"prompt": "Hi", "chosen": [SYSTEM, USER, HELLO], "rejected": [SYSTEM, USER, AWAY]},
+            [("system", "Be kind."), ("user", "Hi")],
+        ),
         ({"chosen": [USER, HELLO], "rejected": [USER, AWAY], "score": 9}, [("user", "Hi")]),
         ({"chosen": [SYSTEM, USER, HELLO], "rejected": [SYSTEM, USER, AWAY]}, [("system", "Be kind."), ("user", "Hi")]),
         (
@@ -239,6 +245,11 @@ def test_preferences_of_others(write: Write, row: dict[str, Any], context: list[
         (read_preferences, {"chosen": HH, "rejected": [USER, AWAY]}, "differ before the last turn"),
         (read_preferences, {"chosen": [USER, HELLO], "rejected": [SYSTEM, USER, AWAY]}, "differ before the last turn"),
         (read_preferences, {"chosen": [USER, HELLO], "rejected": [USER, HELLO]}, "are the same answer"),
+        (
+            read_preferences,
+            {"prompt": "Hello", "chosen": [SYSTEM, USER, HELLO], "rejected": [SYSTEM, USER, AWAY]},
+            "'chosen' holds a conversation without 'prompt'; give it whole",
+        ),
         (read_preferences, {"chosen": [USER], "rejected": [USER, HELLO]}, "'chosen' must end with an assistant turn"),
         (read_preferences, {"chosen": [HELLO], "rejected": [AWAY]}, "'chosen' holds an answer but no turn before"),
         (read_preferences, {"prompt": PROMPT, "items": [{}]}, r"items\[0\]: field 'id' of Completion is missing"),
@@ -259,6 +270,7 @@ def test_rows_that_do_not_fit_are_named(
         ({"weight": 10**400}, "weight: the number is too large"),
         ({"margin": -0.5}, "'margin' at least 0"),
         ({"ranking": [0, 1, 2]}, "2 items with 3 ranks"),
+        ({"ranking": [0, 1], "target": 0.6}, "'ranking' and 'target' both say what is better"),
         ({"items": 1}, "1 items with no ranking"),
         ({"items": 3}, "3 items with no ranking"),
         ({"items": 3, "ranking": [0, 1]}, "3 items with 2 ranks"),
@@ -279,6 +291,34 @@ def test_an_id_stands_for_one_prompt(write: Write) -> None:
         read_prompts(write(PROMPT, PROMPT | {"messages": [USER | {"content": "Bye"}]}))
 
 
+def test_a_prompt_is_held_out_or_not(write: Write) -> None:
+    assert len(read_prompts(write(PROMPT, PROMPT | {"id": "q"}))) == 2
+    with pytest.raises(PrefloopError, match=r"rows\.jsonl:2: this prompt is of split eval here and train on line 1"):
+        read_prompts(write({"prompt": "Hi"}, {"id": "q", "messages": [USER], "split": "eval"}))
+
+
+def test_a_text_beside_a_prompt_is_not_read(write: Write) -> None:
+    row = {"prompt": "Hi", "completion": "Hello!", "text": "### Hi ### Hello!"}
+    (read,) = read_demonstrations(write(row))
+    assert (turns(read.prompt.messages), read.completion) == ([("user", "Hi")], "Hello!")
+    (read,) = read_demonstrations(write({"messages": [USER, HELLO], "text": "Hi Hello!"}))
+    assert (turns(read.prompt.messages), read.completion) == ([("user", "Hi")], "Hello!")
+    with pytest.raises(PrefloopError, match="field 'text' answers no prompt"):
+        make_completion({"text": "Hello!"}, "rows.jsonl:1")
+
+
+def test_empty_cells_of_a_table_say_nothing_and_words_say_what_is_good(tmp_path: Path) -> None:
+    table = tmp_path / "prompts.csv"
+    table.write_text('prompt,split,checks\nHi,,\nBye,dev,"{""ideal_words"": 9}"\n')
+    hi, bye = read_prompts(table)
+    assert (hi.split, hi.checks, bye.split, bye.checks) == ("train", {}, "dev", {"ideal_words": 9})
+    table.write_text("prompt,completion,label\nHi,Hello!,True\nHi,Go away.,false\n")
+    assert [verdict.good for verdict in read_verdicts(table)] == [True, False]
+    table.write_text("prompt,completion,label\nHi,Hello!,good\n")
+    with pytest.raises(PrefloopError, match=r"prompts\.csv:2: field 'label' is 'good'; give true"):
+        read_verdicts(table)
+
+
 def test_bad_preferences_can_be_skipped(write: Write, caplog: pytest.LogCaptureFixture) -> None:
     good = {"prompt": "Hi", "chosen": "a", "rejected": "b"}
     other = {"chosen": HH + "a", "rejected": "\n\nHuman: Bye\n\nAssistant: b"}
@@ -287,5 +327,7 @@ def test_bad_preferences_can_be_skipped(write: Write, caplog: pytest.LogCaptureF
     (record,) = caplog.records
     assert "2 bad lines skipped, the first:" in record.getMessage()
     assert "rows.jsonl:2" in record.getMessage()
+    with pytest.raises(PrefloopError, match=r"rows\.jsonl:2: .* With skip_bad = true such rows are left out\."):
+        read_preferences(write(good, other))
     with pytest.raises(PrefloopError, match="every line is bad"):
         read_preferences(write(other), skip_bad=True)

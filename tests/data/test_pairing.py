@@ -43,6 +43,11 @@ def test_pairs_are_distinct_and_never_of_equal_texts(texts: Sequence[str], pairs
         assert comparison.id == comparison_id(comparison.items)
 
 
+def test_an_answer_that_stands_twice_is_one() -> None:
+    a, b = answers("a", "b")
+    assert len(pair_completions({"p0": [a, a, a, b]}, PROMPTS, pairs=9, seed=0)) == 1
+
+
 def test_the_choice_depends_on_the_seed_and_the_prompt_alone() -> None:
     zero, one = answers(*"abcdefgh"), answers(*"abcdefgh", prompt="p1")
     made = pair_completions({"p0": zero, "p1": one}, PROMPTS, pairs=5, seed=3)

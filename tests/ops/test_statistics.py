@@ -18,6 +18,7 @@ from prefloop.ops.statistics import (
     logistic_effects,
     pooled_std,
     share,
+    share_bootstrap,
     wilson,
     win_rate,
 )
@@ -62,6 +63,15 @@ def test_bootstrap_of_unequal_clusters_pools_their_values() -> None:
     assert {low, high} <= drawn
     with pytest.raises(ValueError, match="without values"):
         cluster_bootstrap([[1.0], []])
+
+
+def test_a_share_without_spread_has_an_interval_all_the_same() -> None:
+    """0.025 = p^4: four prompts of which all succeeded."""
+    assert share_bootstrap([[1.0], [1.0, 1.0], [1], [1]]) == (pytest.approx(0.025**0.25), 1.0)
+    assert share_bootstrap([[0.0]] * 4) == (0.0, pytest.approx(1 - 0.025**0.25))
+    assert share_bootstrap([[0.5, 1.0]]) == (0.0, 1.0)
+    mixed = [[1.0, 0.0], [1.0], [0.0], [0.5]]
+    assert share_bootstrap(mixed, seed=3) == cluster_bootstrap(mixed, seed=3)
 
 
 def test_bootstrap_is_repeatable_and_wider_at_a_higher_level() -> None:

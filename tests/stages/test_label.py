@@ -66,6 +66,45 @@ def test_two_prompts_of_one_id_are_refused_and_nothing_is_labeled() -> None:
     assert not Path("r/label/preferences.jsonl").exists()
 
 
+def test_a_run_that_has_not_finished_is_not_labeled() -> None:
+    Path("half").mkdir()
+    Path("half/run.json").write_text("{}")
+    with pytest.raises(PrefloopError, match="half: this run has not finished; run its stage again, to its end, first"):
+        label.run(LabelConfig(out="r/label", completions="half"))
+
+
+def vote(*ranking: int, strength: int | None = None, by: str = "Ada", of: str = "c") -> Judgment:
+    return Judgment(comparison_id=of, annotator=by, ranking=ranking, strength=strength)
+
+
+@pytest.mark.parametrize(
+    ("votes", "margin"),
+    [
+        ([vote(0, 1, strength=4), vote(0, 1, strength=2)], (1 + 1 / 3) / 2),
+        ([vote(0, 1, strength=3), vote(1, 0, strength=2)], 0),  # nobody won
+        ([vote(0, 1, strength=1), vote(0, 1, strength=2), vote(1, 0, strength=4)], 0),  # 0 + 1/3 - 1
+        ([vote(0, 1, strength=4), vote(0, 1, strength=4), vote(1, 0, strength=2)], (1 + 1 - 1 / 3) / 3),
+        ([vote(0, 0), vote(1, 0, strength=4)], 1 / 2),
+    ],
+)
+def test_a_margin_speaks_for_the_winner(votes: list[Judgment], margin: float) -> None:
+    assert label.margin(votes) == pytest.approx(margin)
+
+
+def test_a_ranking_counts_as_much_as_a_pair() -> None:
+    prompt = asked(0, "train")
+    items = tuple(text_completion(prompt, text) for text in "abcd")
+    votes = [vote(0, 1, 2, 3), vote(3, 2, 1, 0, by="Bob")]
+    made = label.to_preferences([Comparison(id="c", prompt=prompt, items=items)], votes, {"Ada": False, "Bob": False})
+    assert [preference.weight for preference in made] == [pytest.approx(1 / 2 / 6)] * 2
+
+
+def test_agreement_is_over_all_pairs_of_a_ranking() -> None:
+    """Two of three pairs are seen alike; of 6 votes 5 are for the first answer, so chance disagrees in 2 * 5 / (6 * 5)."""
+    found = label.agreement([vote(0, 1, 2), vote(1, 0, 2, by="Bob")])
+    assert found == {"agreement": pytest.approx(2 / 3), "krippendorff_alpha": pytest.approx(0)}
+
+
 def test_judgments_of_a_simulated_annotator_with_other_settings_are_refused() -> None:
     labeled(panel=[{"name": "simulated-a", "accuracy": 0.95}])
     shutil.rmtree("r/label")

@@ -226,7 +226,7 @@ def test_it_ends_when_every_item_has_its_labels_and_closes_the_campaign(tmp_path
     short = {id_: p.target if firsts[id_] else 1 - (p.target or 0) for id_, p in made.items()}
     assert short == {"train-0": 0.5, "train-1": 1.0, "train-2": 0.75}
     assert {id_: p.margin for id_, p in made.items()} == pytest.approx(
-        {"train-0": abs(2 / 3 - 1) / 2, "train-1": (2 / 3 + 1 / 3) / 2, "train-2": (2 / 3 + 0) / 2}
+        {"train-0": 0, "train-1": (2 / 3 + 1 / 3) / 2, "train-2": (2 / 3 + 0) / 2}
     )
 
 

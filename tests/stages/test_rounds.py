@@ -227,6 +227,20 @@ def test_a_control_learns_from_no_part_of_the_rewards_own_labels(monkeypatch: py
     assert seen[0].mix.parts == {"help": "runs/r/control/reward", "short": "rubric"}
 
 
+def test_a_control_without_an_evaluation_beside_it_samples_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    stages = ("collect", "label", "reward", "ppo")
+    seen: list[Any] = []
+    monkeypatch.setitem(pipeline.RUNS, "evaluate", seen.append)
+    for others in ((), ("evaluate",)):
+        pipeline.run_control(recipe(rounds=0, stages=stages + others), "evaluate")
+    assert [config.earlier for config in seen] == [(), ("runs/r/evaluate",)]
+
+
+def test_prompts_of_all_splits_are_looked_for() -> None:
+    made = recipe(rounds=0)
+    pipeline.check_prompts(made.model_copy(update={"collect": {**made.collect, "splits": []}}))
+
+
 def test_prompts_that_a_last_stage_will_miss_are_missed_before_the_first() -> None:
     made = recipe(rounds=0)
     write_jsonl("prompts.jsonl", [asked(i, split) for split in ("train", "dev") for i in range(4)])

@@ -54,6 +54,8 @@ class DirectConfig(Config):
     preferences: str = ""
     """A label run folder, or JSONL of preferences, prompt/chosen/rejected rows or HH transcripts; with the loss 'kto'
     also of answers with a label good or bad (docs/data.md)."""
+    skip_bad: bool = False
+    """Leave out comparisons that do not fit, with a warning that counts them, instead of stopping at the first."""
     loss: str = "dpo"
     """dpo, dpo_norm, dpo_ranked, robust, ipo, ipo_norm, hinge, slic, exo, nca, apo_zero, apo_down, sppo, simpo, cpo,
     orpo, kto, or "module:function" of your own. A key below that the loss does not read is refused."""

@@ -44,6 +44,8 @@ class EvaluateRewardConfig(Config):
     """What is reported on: a reward run, several ('mean:A,B'), 'rubric' or another by name, or 'module:function'."""
     preferences: str = ""
     """The comparisons that the reward learned from: a label run folder, or a file as in [reward]."""
+    skip_bad: bool = False
+    """Leave out comparisons that do not fit, as in [reward]."""
     heldout: float = Field(default=0.15, gt=0, lt=1)
     """Share of prompts held out when the preferences carry no dev split; as in [reward], with the same seed."""
     train: int = Field(default=200, ge=0)

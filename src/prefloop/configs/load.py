@@ -24,7 +24,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> RecipeConfig
     without "=", an unknown key (and the nearest known one), a value of the wrong type or range, an unknown stage.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")
         table: dict[str, Any] = tomllib.loads(text)
     except OSError as error:
         raise PrefloopError(f"{path}: cannot read the recipe: {error.strerror}; name a TOML file.") from None

@@ -1,8 +1,9 @@
 """A recipe: one TOML file that holds the configuration of every stage."""
 
+from pathlib import PurePath
 from typing import Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from prefloop.configs.collect import CollectConfig, LabelConfig
 from prefloop.configs.direct import DirectConfig
@@ -79,6 +80,13 @@ class RecipeConfig(Config):
     """Keys of the stage evaluate."""
     evaluate_reward: dict[str, Any] = Field(default_factory=dict)
     """Keys of the stage evaluate_reward."""
+
+    @field_validator("name")
+    @classmethod
+    def _is_below_runs(cls, name: str) -> str:
+        if not name or PurePath(name).is_absolute() or {"..", "."} & set(name.split("/")):
+            raise ValueError("results go to runs/NAME, so give a name without '..' that does not begin with '/'")
+        return name
 
     @model_validator(mode="after")
     def _can_go_round(self) -> Self:

@@ -27,6 +27,8 @@ class RewardConfig(Config):
     preferences: str = ""
     """A label run folder, or JSONL of preferences, prompt/chosen/rejected rows or HH transcripts; with the loss
     'process' JSONL of step labels."""
+    skip_bad: bool = False
+    """Leave out comparisons that do not fit, with a warning that counts them, instead of stopping at the first."""
     epochs: int = Field(default=1, ge=1)
     """Passes over the comparisons; more than one overfits (Ouyang et al. 2022)."""
     batch: int = Field(default=8, ge=1)

@@ -9,14 +9,15 @@ from typing import TypeVar
 import numpy as np
 
 from prefloop.data.trees import ordered_pairs
-from prefloop.types import Completion, Preference, PrefloopError, Prompt, StepLabels, Verdict
+from prefloop.types import Completion, Message, Preference, PrefloopError, Prompt, StepLabels, Verdict
 
 _Labeled = TypeVar("_Labeled", Preference, StepLabels, Verdict)
 
 
 def split(preferences: Sequence[Preference], share: float, seed: int) -> tuple[list[Preference], list[Preference]]:
-    """Training and held-out preferences, no prompt in both: held out is the dev split where there is one, else a seeded
-    share of the prompts. Raises PrefloopError when either would be empty, or nothing held out prefers an answer."""
+    """Training and held-out preferences, no prompt in both, whatever its ids: held out is the dev split where there is
+    one, else a seeded share of the prompts. PrefloopError when either would be empty, or nothing held out prefers an
+    answer."""
     training, heldout = _by_prompts(preferences, share, seed, "comparisons")
     if distinct_pairs(training) and not any(pair.target != 0.5 for pair in distinct_pairs(heldout)):
         raise PrefloopError(f"None of {len(heldout)} held-out comparisons prefers an answer; collect more labels.")
@@ -34,12 +35,15 @@ def split_verdicts(verdicts: Sequence[Verdict], share: float, seed: int) -> tupl
 
 
 def _by_prompts(items: Sequence[_Labeled], share: float, seed: int, what: str) -> tuple[list[_Labeled], list[_Labeled]]:
-    ids = sorted({item.prompt.id for item in items})
-    dev = {item.prompt.id for item in items if item.prompt.split == "dev"}
+    first: dict[tuple[Message, ...], str] = {}  # the least id of each prompt
+    for item in items:
+        first[item.prompt.messages] = min(item.prompt.id, first.get(item.prompt.messages, item.prompt.id))
+    ids = sorted(set(first.values()))
+    dev = {first[item.prompt.messages] for item in items if item.prompt.split == "dev"}
     rng = np.random.Generator(np.random.Philox(seed))
     out = dev or {ids[i] for i in rng.permutation(len(ids))[: max(1, round(share * len(ids)))]}
-    training = [item for item in items if item.prompt.id not in out]
-    heldout = [item for item in items if item.prompt.id in out]
+    training = [item for item in items if first[item.prompt.messages] not in out]
+    heldout = [item for item in items if first[item.prompt.messages] in out]
     if not training or not heldout:
         raise PrefloopError(
             f"{len(ids)} prompt(s) with {what} cannot be split into training and held-out ones; collect more."
@@ -91,15 +95,15 @@ def shuffled(preferences: Sequence[Preference], seed: int) -> list[Preference]:
 
 
 def shuffled_steps(labeled: Sequence[StepLabels], seed: int) -> list[StepLabels]:
-    """Each answer with the labels of another one that has as many: as many errors, at the same places, of no answer."""
+    """Each answer with the labels of another one that has as many steps, or almost (they are stretched then): as many
+    errors at the same places, of no answer."""
     chance = np.random.Generator(np.random.Philox(seed))
-    places: dict[int, list[int]] = {}
-    for place, item in enumerate(labeled):
-        places.setdefault(len(item.labels), []).append(place)
+    order = sorted(chance.permutation(len(labeled)).tolist(), key=lambda place: len(labeled[place].labels))
     made = list(labeled)
-    for own in places.values():
-        for place, other in zip(own, chance.permutation(own).tolist(), strict=True):
-            made[place] = dataclasses.replace(labeled[place], labels=labeled[other].labels)
+    for place, other in zip(order, order[-1:] + order[:-1], strict=True):
+        steps, labels = len(labeled[place].labels), labeled[other].labels
+        stretched = tuple(labels[step * len(labels) // steps] for step in range(steps))
+        made[place] = dataclasses.replace(labeled[place], labels=stretched)
     return made
 
 

@@ -33,6 +33,7 @@ from prefloop.types import (
 ROLES = ("system", "user", "assistant", "tool")
 _TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 _HH_ROLES = {"Human": "user", "Assistant": "assistant"}
+_TRUTH: Mapping[str, Json] = {"true": True, "false": False}  # as text, in a CSV
 _Made = TypeVar("_Made")
 
 
@@ -170,13 +171,13 @@ def _make_prompt(row: dict[str, Json], where: str) -> Prompt:
     ours = "id" in row and (turns == messages or any(field in row for field in ("slice", "split", "checks")))
     if name == "messages" and ours:
         return _own_prompt({**row, "messages": row["messages"][: len(turns)]}, where)
-    beside = {field: row[field] for field in ("slice", "split", "checks", "target") if row.get(field) is not None}
+    beside = {field: row[field] for field in ("slice", "split", "checks", "target") if row.get(field) not in (None, "")}
     return from_json(Prompt, {"id": asked(turns, name, where).id, "messages": to_json(turns), **beside}, where)
 
 
 def make_demonstration(row: dict[str, Json], where: str) -> Demonstration:
     """See `read_demonstrations`."""
-    if "text" in row:
+    if "text" in row and not {"messages", "prompt"} & row.keys():
         text = text_field(row, "text", where)
         return Demonstration(id=content_id(text), prompt=Prompt(id="", messages=()), completion=text)
     if "messages" in row:
@@ -218,7 +219,11 @@ def _conversation(row: Mapping[str, Json], name: str, where: str) -> tuple[Messa
     if isinstance(value, str):
         return (*before, Message(role="assistant", content=value))
     after = read_messages(value, name, where)
-    return after if after[: len(before)] == before else before + after
+    if before in (after[: len(before)], after[-1 - len(before) : -1]):
+        return after
+    if after[0].role != "assistant":
+        raise PrefloopError(f"{where}: {name!r} holds a conversation without 'prompt'; give it whole, or the answer.")
+    return before + after
 
 
 def make_preference(row: dict[str, Json], where: str) -> Preference:
@@ -245,6 +250,8 @@ def _checked_preference(preference: Preference, where: str) -> Preference:
     if count < 2 or (ranking is None and count != 2) or (ranking is not None and len(ranking) != count):
         ranks = "no ranking" if ranking is None else f"{len(ranking)} ranks"
         raise PrefloopError(f"{where}: {count} items with {ranks}; give two items with a target, or a rank for each.")
+    if target is not None and ranking is not None:
+        raise PrefloopError(f"{where}: 'ranking' and 'target' both say what is better; leave one out.")
     if target is not None and not 0 <= target <= 1:
         raise PrefloopError(f"{where}: field 'target' is {target}; it is the probability of item 0, so give 0 to 1.")
     if not (0 < preference.weight < math.inf and 0 <= preference.margin < math.inf):
@@ -258,6 +265,8 @@ def make_completion(row: dict[str, Json], where: str) -> tuple[Prompt, Completio
         prompt = _own_prompt(_field(row, "prompt", where), f"{where} prompt")
         return prompt, from_json(Completion, row["completion"], f"{where} completion")
     written = make_demonstration(row, where)
+    if not written.prompt.messages:
+        raise PrefloopError(f"{where}: field 'text' answers no prompt; give 'prompt' and 'completion'.")
     return written.prompt, text_completion(written.prompt, written.completion, str(row.get("model") or ""))
 
 
@@ -289,6 +298,7 @@ def make_verdict(row: dict[str, Json], where: str) -> Verdict:
         return verdict
     prompt = asked(read_messages(_field(row, "prompt", where), "prompt", where), "prompt", where)
     good = _field(row, "label", where)
+    good = _TRUTH.get(good.strip().lower(), good) if isinstance(good, str) else good
     if not isinstance(good, bool):
         raise PrefloopError(f"{where}: field 'label' is {good!r}; give true for a good answer, or false.")
     return Verdict(prompt=prompt, completion=text_completion(prompt, text_field(row, "completion", where)), good=good)
@@ -309,7 +319,7 @@ def text_completion(prompt: Prompt, text: str, checkpoint: str = "") -> Completi
 
 
 def _read_all(
-    path: str | Path, make: Callable[[dict[str, Json], str], _Made], skip_bad: bool = False
+    path: str | Path, make: Callable[[dict[str, Json], str], _Made], skip_bad: bool | None = None
 ) -> list[tuple[int, _Made]]:
     made: list[tuple[int, _Made]] = []
     bad: list[str] = []
@@ -317,8 +327,10 @@ def _read_all(
         try:
             made.append((number, make(row, f"{path}:{number}")))
         except PrefloopError as error:
-            if not skip_bad:
+            if skip_bad is None:
                 raise
+            if not skip_bad:
+                raise PrefloopError(f"{error} With skip_bad = true such rows are left out.") from error
             bad.append(str(error))
     if bad:
         logging.getLogger(__name__).warning("%s: %d bad lines skipped, the first: %s", path, len(bad), bad[0])
@@ -332,12 +344,17 @@ def read_prompts(path: str | Path) -> list[Prompt]:
     {"prompt"}; either may have "slice", "split", "checks" and "target" beside it.
 
     Foreign rows get an id from their content, so that equal ones are one prompt. Raises PrefloopError with file:line
-    and field where a row does not fit, and where two different prompts share an id."""
+    and field where a row does not fit, where two different prompts share an id, and where one is in two splits."""
     prompts: dict[str, tuple[int, Prompt]] = {}
+    alike: dict[tuple[Message, ...], tuple[int, Prompt]] = {}
     for number, prompt in _read_all(path, _make_prompt):
         first, known = prompts.setdefault(prompt.id, (number, prompt))
         if known != prompt:
             raise PrefloopError(f"{path}:{number}: id {prompt.id!r} is another prompt on line {first}; rename it.")
+        first, known = alike.setdefault(prompt.messages, (number, prompt))
+        if known.split != prompt.split:
+            both = f"of split {prompt.split} here and {known.split} on line {first}"
+            raise PrefloopError(f"{path}:{number}: this prompt is {both}, and would be held out and not; remove one.")
     return [prompt for _, prompt in prompts.values()]
 
 

@@ -31,7 +31,7 @@ def pair_completions(
     prompt depends on the seed, its id and its answers alone. Raises PrefloopError when no pair is left."""
     made = []
     for prompt in prompts:
-        answers = completions_by_prompt.get(prompt.id, ())
+        answers = {answer.id: answer for answer in completions_by_prompt.get(prompt.id, ())}.values()
         possible = [(a, b) for a, b in itertools.combinations(answers, 2) if a.text.strip() != b.text.strip()]
         chance = random.Random(f"{seed}:{prompt.id}")
         for pair in chance.sample(possible, min(pairs, len(possible))):

@@ -25,7 +25,7 @@ from prefloop.types import Json, PrefloopError
 _STEP = 2**16
 _VISIBLE = re.compile(r"[^ \t\r\n]")
 _TURNS = frozenset(("role", "content"))
-_NESTED = frozenset(("messages", "conversation_a", "conversation_b", "answers", "models", "ranking", "gold"))
+_NESTED = frozenset(("messages", "conversation_a", "conversation_b", "answers", "models", "ranking", "gold", "checks"))
 
 
 def read_rows(source: str | Path) -> Rows:

@@ -66,6 +66,17 @@ def load_preferences(source: str | Path, *, skip_bad: bool = False) -> list[Pref
     return read_preferences(path, skip_bad=skip_bad)
 
 
+def samples_file(source: str | Path) -> Path:
+    """The answers of a finished run's folder, or the file itself. PrefloopError for a run that is still to be finished:
+    others must not take a part of it for the whole."""
+    path = Path(source)
+    if not path.is_dir() or is_saved(path):
+        return path
+    if (path / "run.json").is_file() and not (path / "result.json").is_file():
+        raise PrefloopError(f"{path}: this run has not finished; run its stage again, to its end, first.")
+    return path / "samples.jsonl"
+
+
 def holds_verdicts(source: str | Path) -> bool:
     """Whether the first row is an answer by itself with a label, and no comparison."""
     path = Path(source)

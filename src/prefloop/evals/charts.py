@@ -60,13 +60,13 @@ _STYLE: dict[Any, Any] = {
 
 
 def loop_chart(rows: Sequence[Mapping[str, float]], *, kl_target: float | None, simulated: bool, width: float) -> str:
-    """Reward-model score, KL with its target band, KL coefficient and preference over steps; `width` in inches.
+    """Score that is trained on, KL with its target band, KL coefficient and preference over steps; `width` in inches.
 
     rows: metrics.jsonl lines of a stage with rollouts. A series that was not logged leaves its panel out. Empty text
     when none was.
     """
     panels: list[tuple[str, str, float]] = [
-        ("reward/score", "Reward-model score (stds within prompts)", 3.0),
+        ("reward/score", "Score that is trained on (a reward model's in stds within prompts)", 3.0),
         ("kl/response", "KL to the reference (nats per response)", 3.0),
         ("kl/coef", "KL coefficient (reward per nat)", 1.6),
         ("gold/win_rate", "Preferred to the starting policy" + (", by simulated judges" if simulated else ""), 3.0),
@@ -86,7 +86,7 @@ def loop_chart(rows: Sequence[Mapping[str, float]], *, kl_target: float | None, 
         grid[-1, 0].xaxis.set_major_locator(MaxNLocator(integer=True))
         return _svg(
             figure,
-            "Reward-model score, KL to the reference, its coefficient and preference over steps",
+            "Score that is trained on, KL to the reference, its coefficient and preference over steps",
             f"loop{width}",
         )
 

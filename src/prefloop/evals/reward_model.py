@@ -9,7 +9,7 @@ import numpy as np
 
 from prefloop.data.heldout import distinct_pairs
 from prefloop.evals.winrate import outcome
-from prefloop.ops.statistics import calibration_slope, cluster_bootstrap, expected_calibration_error
+from prefloop.ops.statistics import calibration_slope, expected_calibration_error, share_bootstrap
 from prefloop.rewards.rubric import rubric
 from prefloop.types import Preference, PrefloopError
 
@@ -107,7 +107,7 @@ def measure(pairs: Sequence[HeldoutPair], *, gain: float = 1.0) -> RewardReport:
     by_prompt: defaultdict[str, list[float]] = defaultdict(list)
     for pair in decided:
         by_prompt[pair.prompt_id].append(_right(pair, pair.score_a, pair.score_b))
-    low, high = cluster_bootstrap([by_prompt[prompt] for prompt in sorted(by_prompt)])
+    low, high = share_bootstrap([by_prompt[prompt] for prompt in sorted(by_prompt)])
     longer = _share(decided, lambda pair: _right(pair, pair.words_a, pair.words_b))
     predicted = [1 / (1 + math.exp(-abs(pair.score_a - pair.score_b) / gain)) for pair in pairs]
     observed = [pair.target if pair.score_a >= pair.score_b else 1 - pair.target for pair in pairs]

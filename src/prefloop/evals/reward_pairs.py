@@ -23,10 +23,10 @@ from prefloop.ops.statistics import (
     Floats,
     area_under_curve,
     calibration_slope,
-    cluster_bootstrap,
     cluster_mean,
     expected_calibration_error,
     logistic_effects,
+    share_bootstrap,
 )
 from prefloop.types import Preference
 
@@ -284,7 +284,7 @@ def pooled(rows: Sequence[tuple[str, float]], reason: str = "") -> Figure:
     if not rows:
         return Figure(value=math.nan, reason=reason)
     groups = by_key(rows)
-    low, high = cluster_bootstrap([groups[prompt] for prompt in sorted(groups)])
+    low, high = share_bootstrap([groups[prompt] for prompt in sorted(groups)])
     return Figure(value=sum(value for _, value in rows) / len(rows), low=low, high=high, n=len(rows))
 
 

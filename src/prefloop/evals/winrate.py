@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from prefloop.ops.statistics import cluster_bootstrap, length_controlled_win_rate, of_one_kind, win_rate
+from prefloop.ops.statistics import cluster_bootstrap, length_controlled_win_rate, share_bootstrap, win_rate
 from prefloop.types import PrefloopError
 
 TIE = 1e-9
@@ -90,12 +90,7 @@ def compare(
 
 
 def _rate(outcomes: Sequence[Sequence[float]], seed: int) -> SliceRate:
-    rate = win_rate(outcomes)
-    if rate in (0.0, 1.0):  # nothing to resample
-        low, high = of_one_kind(bool(rate), len(outcomes))
-    else:
-        low, high = cluster_bootstrap(outcomes, seed=seed)
-    return SliceRate(rate, low, high, len(outcomes))
+    return SliceRate(win_rate(outcomes), *share_bootstrap(outcomes, seed=seed), len(outcomes))
 
 
 def score_gain(

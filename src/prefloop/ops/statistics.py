@@ -65,6 +65,15 @@ def cluster_bootstrap(
     return float(low), float(high)
 
 
+def share_bootstrap(values_by_cluster: Sequence[ArrayLike], *, seed: int = 0) -> tuple[float, float]:
+    """`cluster_bootstrap` of values in 0..1, but where resamples could not differ: where all are 0, or all 1, the exact
+    interval over clusters, and of a single cluster, which says nothing of others, 0 to 1."""
+    values = np.concatenate([np.asarray(values, dtype=float) for values in values_by_cluster])
+    if values.min() == values.max() and values[0] in (0.0, 1.0):
+        return of_one_kind(bool(values[0]), len(values_by_cluster))
+    return cluster_bootstrap(values_by_cluster, seed=seed) if len(values_by_cluster) > 1 else (0.0, 1.0)
+
+
 def pooled_std(groups: Sequence[ArrayLike]) -> float:
     """Standard deviation within groups: root of all squared distances from the own group's mean over sum(n - 1).
 

@@ -32,7 +32,7 @@ class Comparisons:
     """Comparisons as trees to train on, with the loss kto as good and bad answers; and `unseen` answers, held out."""
 
     def __init__(self, config: DirectConfig, encoder: Encoder) -> None:
-        known = load_preferences(config.preferences)
+        known = load_preferences(config.preferences, skip_bad=config.skip_bad)
         if not config.margins:
             known = [dataclasses.replace(preference, margin=0.0) for preference in known]
         names = {config.loss, *config.also}

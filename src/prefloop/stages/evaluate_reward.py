@@ -13,7 +13,7 @@ from prefloop.data.heldout import split
 from prefloop.data.jsonl import make_completion
 from prefloop.data.pairing import first_wins
 from prefloop.data.rows import read_rows
-from prefloop.data.sources import load_preferences
+from prefloop.data.sources import load_preferences, samples_file
 from prefloop.engine.build import use_threads
 from prefloop.engine.schedule import derived_seed
 from prefloop.evals.reward_figures import Vote
@@ -44,7 +44,7 @@ def run(config: EvaluateRewardConfig) -> Mapping[str, Any]:
         if run.finished:
             return run.result
         use_threads(config.engine)
-        known = load_preferences(config.preferences)
+        known = load_preferences(config.preferences, skip_bad=config.skip_bad)
         require_split(config, known)
         training, heldout = split(known, config.heldout, derived_seed(config.seed, "heldout"))
         new = new_samples(config.samples) if config.samples else []
@@ -99,8 +99,7 @@ def gold_reward(config: EvaluateRewardConfig, heldout: Sequence[Preference]) -> 
 
 def new_samples(source: str) -> list[tuple[Prompt, Completion]]:
     """Prompts and answers; of an evaluation the policy's."""
-    path = Path(source)
-    file = path / "samples.jsonl" if path.is_dir() else path
+    file = samples_file(source)
     rows = [(f"{file}:{line}", found) for line, found in read_rows(file)]
     if any("prompt" not in found or "completion" not in found for _, found in rows):
         raise PrefloopError(f"{file}: a line without a prompt and a completion; give a collect or an evaluate run.")

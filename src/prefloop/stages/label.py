@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from prefloop.configs.collect import LabelConfig
 from prefloop.data.jsonl import content_id, make_completion, read_preferences, write_jsonl
 from prefloop.data.pairing import comparison_id, first_wins, pair_completions
 from prefloop.data.rows import read_rows
+from prefloop.data.sources import samples_file
 from prefloop.ops.agreement import krippendorff_alpha, percent_agreement, tally
 from prefloop.rewards.rubric import rubric
 from prefloop.run import Run, progress
@@ -130,10 +132,9 @@ def _refuse_newer_labels(config: LabelConfig, run: Run) -> None:
 
 def read_completions(source: str) -> tuple[dict[str, Prompt], dict[str, list[Completion]]]:
     """Prompts by id and their answers, from a collect run folder or a file of {"prompt", "completion"} rows."""
-    path = Path(source)
     prompts: dict[str, Prompt] = {}
     answers: dict[str, list[Completion]] = {}
-    file = path / "samples.jsonl" if path.is_dir() else path
+    file = samples_file(source)
     for line, row in read_rows(file):
         if "prompt" not in row or "completion" not in row:
             raise PrefloopError(f"{file}:{line}: a line needs the fields 'prompt' and 'completion'.")
@@ -152,13 +153,14 @@ def to_preferences(
     margins: bool = False,
 ) -> list[Preference]:
     """Of two answers one preference: target = share of its annotators that put item 0 first, a tie counting half. Of
-    more answers one ranking an annotator, which share a weight of 1. simulated: of each annotator."""
+    more answers one ranking an annotator, whose pairs share a weight of 1. simulated: of each annotator."""
     made = []
     for comparison, mine in _votes(comparisons, judgments):
         about: dict[str, Any] = {"prompt": comparison.prompt, "items": comparison.items, "group": comparison.prompt.id}
         about["simulated"] = all(simulated[judgment.annotator] for judgment in mine)
         if len(comparison.items) > 2:
-            made += [Preference(**about, ranking=judgment.ranking, weight=1 / len(mine)) for judgment in mine]
+            weight = 1 / len(mine) / math.comb(len(comparison.items), 2)
+            made += [Preference(**about, ranking=judgment.ranking, weight=weight) for judgment in mine]
         else:
             target = sum(first_wins(vote.ranking, vote.probability) for vote in mine) / len(mine)
             made.append(Preference(**about, target=target, margin=margin(mine) if margins else 0.0))
@@ -167,10 +169,11 @@ def to_preferences(
 
 def margin(votes: Sequence[Judgment]) -> float:
     """How much better than the other one of two answers is: 1 for strength 4, 2/3, 1/3 and 0 for strength 1 (Llama 2,
-    arXiv 2307.09288, table 27), the mean over votes, those for the other answer below 0."""
-    sides = (round(2 * first_wins(vote.ranking, vote.probability)) - 1 for vote in votes)
-    signed = sum(side * ((vote.strength or 1) - 1) for side, vote in zip(sides, votes, strict=True))
-    return abs(signed) / (3 * len(votes))
+    arXiv 2307.09288, table 27), the mean over votes, those for the other answer below 0; 0 where these outweigh it, or
+    no answer has more votes."""
+    sides = np.sign([first_wins(vote.ranking, vote.probability) - 0.5 for vote in votes])
+    signed = np.sign(sides.sum()) * sides @ [(vote.strength or 1) - 1 for vote in votes]
+    return max(0.0, float(signed)) / (3 * len(votes))
 
 
 def demonstrations(comparisons: Sequence[Comparison], judgments: Sequence[Judgment]) -> list[Demonstration]:
@@ -195,10 +198,14 @@ def _votes(
 
 
 def agreement(judgments: Sequence[Judgment]) -> dict[str, float | None]:
-    """Share of pairs of labels of one comparison that agree on the better item, or on a tie, and Krippendorff's nominal
-    alpha; null where no comparison has two labels, and alpha also where all chose the same: it is undefined then."""
-    choices = np.sign([first_wins(j.ranking, j.probability) - 0.5 for j in judgments])
-    table = tally([j.comparison_id for j in judgments], choices)
+    """Share of pairs of labels of the same two answers that agree on the better one, or on a tie, and Krippendorff's
+    nominal alpha; null where no two have two labels, and alpha also where all chose the same: it is undefined then."""
+    votes = [
+        (f"{judgment.comparison_id}/{a}/{b}", first_wins(judgment.ranking, judgment.probability, a, b) - 0.5)
+        for judgment in judgments
+        for a, b in itertools.combinations(range(len(judgment.ranking or (0, 1))), 2)
+    ]
+    table = tally([name for name, _ in votes], np.sign([lead for _, lead in votes]))
     found = {"agreement": percent_agreement(table, resamples=0)}
     found["krippendorff_alpha"] = krippendorff_alpha(table, resamples=0)
     return {name: None if figure.reason else figure.value for name, figure in found.items()}

@@ -77,7 +77,7 @@ def check_prompts(recipe: RecipeConfig) -> None:
     for stage in recipe.stages:
         config: Any = stage_config(recipe, stage, **inputs(recipe, stage, min(recipe.rounds, 1)))
         if hasattr(config, "prompts") and not Path(config.out, "result.json").exists():
-            wanted.add((config.prompts, getattr(config, "splits", None) or (config.split,)))
+            wanted.add((config.prompts, config.splits if hasattr(config, "splits") else (config.split,)))
             early = getattr(config, "early_stop", None)
             wanted |= {(config.prompts, (early.split,))} if early else set()
     for prompts, splits in sorted(wanted):
@@ -204,7 +204,8 @@ def run_control(recipe: RecipeConfig, stage: str) -> Mapping[str, Any]:
     if stage in ("reward", "direct"):
         changed["shuffle_labels"] = True
     elif stage == "evaluate":
-        changed |= {"baselines": config.baselines[:1], "earlier": (config.out,)}
+        evaluated = (config.out,) if stage in recipe.stages else ()
+        changed |= {"baselines": config.baselines[:1], "earlier": evaluated}
     else:
         learned = inputs(recipe, stage)["reward"]
         if config.reward == learned:

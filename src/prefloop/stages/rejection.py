@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from prefloop.configs.rejection import RejectionConfig
 from prefloop.configs.rollout import ShapingConfig
 from prefloop.data.forest import tree_tokens
 from prefloop.data.rows import read_jsonl
-from prefloop.data.sources import load_prompts
+from prefloop.data.sources import load_prompts, samples_file
 from prefloop.data.trees import Encoder, answer_tree
 from prefloop.engine.build import build_encoder, build_learner, build_sampler, load, resolve_checkpoint, use_threads
 from prefloop.engine.schedule import derived_seed, rate, take
@@ -61,7 +62,7 @@ def run(config: RejectionConfig) -> Mapping[str, Any]:
 
         loaded = load(config.policy, config.engine)
         encoder = build_encoder(loaded)
-        kept = kept_answers([*config.earlier, str(run.path)])
+        kept = kept_answers([*map(samples_file, config.earlier), run.path / "samples.jsonl"])
         if not kept:
             raise PrefloopError(f"No answer scored above keep_above = {config.keep_above:g}; lower it or raise n.")
         trees = [answer_tree(prompt, [readable(answer, encoder)], encoder) for prompt, answer in kept]
@@ -96,7 +97,7 @@ def run(config: RejectionConfig) -> Mapping[str, Any]:
                 "kl_nominal": float(best_of_n_kl(config.n)) if config.select == "best" else 0.0,
                 "temperature": tuned(run, config),
                 "kept": len(kept),
-                "kept_earlier": len(kept) - len(kept_answers([str(run.path)])),
+                "kept_earlier": len(kept) - len(kept_answers([run.path / "samples.jsonl"])),
                 "tokens": sum(map(tree_tokens, trees)) * config.epochs,
             }
         )
@@ -188,14 +189,14 @@ def tuned(run: Run, config: RejectionConfig) -> float:
     return max(tries, key=lambda row: row["tune/best"])["tune/temperature"] if tries else config.temperatures[0]
 
 
-def kept_answers(runs: Sequence[str]) -> list[tuple[Prompt, Completion]]:
-    """What rejection runs kept, each answer to a prompt once, in order. Answers count by their text and end: a model of
-    another tokenizer may have written them. PrefloopError for a folder that is no rejection run."""
+def kept_answers(files: Sequence[Path]) -> list[tuple[Prompt, Completion]]:
+    """What rejection runs kept, from their samples, each answer to a prompt once, in order. Answers count by their text
+    and end: a model of another tokenizer may have written them. PrefloopError for samples of another stage."""
     found: dict[tuple[str, str, str], tuple[Prompt, Completion]] = {}
-    for folder in runs:
-        for line, row in read_jsonl(f"{folder}/samples.jsonl"):
+    for file in files:
+        for line, row in read_jsonl(file):
             if "kept" not in row:
-                raise PrefloopError(f"{folder}/samples.jsonl:{line}: no answer of a rejection run; give one's folder.")
+                raise PrefloopError(f"{file}:{line}: no answer of a rejection run; give one's folder.")
             if row["kept"]:
                 prompt, answer = from_json(Prompt, row["prompt"]), from_json(Completion, row["completion"])
                 found.setdefault((prompt.id, answer.text, answer.finish_reason), (prompt, answer))

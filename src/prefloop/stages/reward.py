@@ -119,7 +119,7 @@ class Comparisons:
     """What a reward model learns from: comparisons, as trees to train on and `unseen` ones."""
 
     def __init__(self, config: RewardConfig, encoder: Encoder) -> None:
-        known = load_preferences(config.preferences)
+        known = load_preferences(config.preferences, skip_bad=config.skip_bad)
         if not config.margins:
             known = [dataclasses.replace(preference, margin=0.0) for preference in known]
         self.params = objective(config, known)

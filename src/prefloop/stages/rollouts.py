@@ -13,6 +13,7 @@ import torch
 from prefloop.configs.rejection import RejectionConfig
 from prefloop.configs.rollout import KLConfig, RolloutConfig, SampledConfig
 from prefloop.data.rows import read_jsonl
+from prefloop.data.sources import samples_file
 from prefloop.engine.build import compute_dtype, resolve_checkpoint
 from prefloop.engine.local import LocalLearner, Reference
 from prefloop.engine.verbs import Column, Read, Readings
@@ -220,7 +221,7 @@ def record(run: Run, step: int, rollouts: Sequence[Rollout]) -> None:
 
 def baseline_answers(config: SampledConfig) -> tuple[list[Prompt], list[Completion]]:
     """The starting policy's answers among the baseline's, at the run's temperature, and their prompts."""
-    rows = [row for _, row in read_jsonl(f"{config.baseline}/samples.jsonl")]
+    rows = [row for _, row in read_jsonl(samples_file(config.baseline))]
     start = resolve_checkpoint(config.policy)
     rows = [r for r in rows if r["completion"]["sampling"]["temperature"] == config.temperature]
     rows = [r for r in rows if r.get("model", start) == start]

@@ -14,7 +14,7 @@ from prefloop.data.sources import load_step_labels
 from prefloop.data.trees import Encoder, step_trees
 from prefloop.engine.local import LocalLearner
 from prefloop.engine.schedule import derived_seed
-from prefloop.ops.statistics import cluster_bootstrap, expected_calibration_error
+from prefloop.ops.statistics import expected_calibration_error, share_bootstrap
 from prefloop.run import Run
 
 
@@ -47,7 +47,7 @@ class Steps:
         for row in rows:
             right = [(p > 0.5) == (label > 0.5) for p, label in zip(row["probabilities"], row["labels"], strict=True)]
             clusters.setdefault(row["prompt_id"], []).extend(map(float, right))
-        low, high = cluster_bootstrap(list(clusters.values()))
+        low, high = share_bootstrap(list(clusters.values()))
         said, labels = (np.concatenate([row[name] for row in rows]) for name in ("probabilities", "labels"))
         figures = {
             "accuracy": float(np.mean(np.concatenate(list(clusters.values())))),

@@ -31,7 +31,7 @@ class Line:
 
 _ROLLOUTS = {
     "Reward, KL and preference": (
-        Line("reward/score", "Reward-model score", 0),
+        Line("reward/score", "Score that is trained on", 0),
         Line("kl/response", "KL to the reference, nats per response", 1),
         Line("kl/target", "KL target", 1),
         Line("gold/win_rate", "Preferred to the starting policy", 2, "share", 0.5),
