@@ -100,7 +100,7 @@ def test_a_ranking_counts_as_much_as_a_pair() -> None:
 
 
 def test_agreement_is_over_all_pairs_of_a_ranking() -> None:
-    """Two of three pairs are seen alike; of 6 votes 5 are for the first answer, so chance disagrees in 2 * 5 / (6 * 5)."""
+    """Two of three pairs are seen alike; of 6 votes 5 are for the earlier answer, so chance disagrees in 2 * 5 / 30."""
     found = label.agreement([vote(0, 1, 2), vote(1, 0, 2, by="Bob")])
     assert found == {"agreement": pytest.approx(2 / 3), "krippendorff_alpha": pytest.approx(0)}
 
