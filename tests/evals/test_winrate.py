@@ -17,8 +17,8 @@ def test_every_sample_meets_every_sample() -> None:
     assert (rate.wins, rate.ties, rate.losses) == (3, 3, 2)
     assert rate.win_rate == pytest.approx((3 + 3 / 2) / 8)
     assert rate.n_prompts == 2
-    # a bootstrap over one prompt can only draw that prompt
-    assert rate.slices == {"a": SliceRate(0.875, 0.875, 0.875, 1), "b": SliceRate(0.25, 0.25, 0.25, 1)}
+    # one prompt says nothing of others
+    assert rate.slices == {"a": SliceRate(0.875, 0.0, 1.0, 1), "b": SliceRate(0.25, 0.0, 1.0, 1)}
     # over two, it draws p twice, q twice (a quarter of the time each) or both
     assert (rate.low, rate.high) == (0.25, 0.875)
 
