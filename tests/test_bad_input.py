@@ -42,8 +42,8 @@ PROGRESS = re.compile(r"== try: |\d+/\d+ ")
 Files = Mapping[Path, bytes]
 
 
-def prompt(name: str, content: str = "Say it.") -> dict[str, Any]:
-    return {"id": name, "messages": [{"role": "user", "content": content}]}
+def prompt(name: str, content: str = "") -> dict[str, Any]:
+    return {"id": name, "messages": [{"role": "user", "content": content or f"Say {name}."}]}
 
 
 def completion(name: str, text: str, asked: str = "p0") -> dict[str, Any]:

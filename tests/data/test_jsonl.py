@@ -291,10 +291,10 @@ def test_an_id_stands_for_one_prompt(write: Write) -> None:
         read_prompts(write(PROMPT, PROMPT | {"messages": [USER | {"content": "Bye"}]}))
 
 
-def test_a_prompt_is_held_out_or_not(write: Write) -> None:
-    assert len(read_prompts(write(PROMPT, PROMPT | {"id": "q"}))) == 2
-    with pytest.raises(PrefloopError, match=r"rows\.jsonl:2: this prompt is of split eval here and train on line 1"):
-        read_prompts(write({"prompt": "Hi"}, {"id": "q", "messages": [USER], "split": "eval"}))
+def test_a_prompt_that_is_held_out_and_not_is_told(write: Write, caplog: pytest.LogCaptureFixture) -> None:
+    assert len(read_prompts(write(PROMPT, PROMPT | {"id": "q"}))) == 2 and not caplog.records
+    assert len(read_prompts(write({"prompt": "Hi"}, {"id": "q", "messages": [USER], "split": "eval"}))) == 2
+    assert "1 prompts are in two splits, the first: line 2 (eval) is line 1 (train)" in caplog.text
 
 
 def test_a_text_beside_a_prompt_is_not_read(write: Write) -> None:

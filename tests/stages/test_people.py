@@ -308,4 +308,4 @@ def test_more_than_two_answers_become_rankings() -> None:
         Judgment(comparison_id="c", annotator="Ada", ranking=(0, 1, 1)),
     ]
     made = label.to_preferences([comparison], votes, {"Ada": False, "Bob": False})
-    assert [(p.ranking, p.target, p.weight) for p in made] == [((0, 1, 1), None, 0.5), ((2, 1, 0), None, 0.5)]
+    assert [(p.ranking, p.target, p.weight) for p in made] == [((0, 1, 1), None, 1 / 6), ((2, 1, 0), None, 1 / 6)]

@@ -44,7 +44,7 @@ def _workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def asked(index: int, split: str = "train") -> Prompt:
     checks = {"mentions": [["thing"]], "ideal_words": 20}
-    message = Message(role="user", content=f"Name {index} things.")
+    message = Message(role="user", content=f"Name {index} {split} things.")
     return Prompt(id=f"{split}-{index}", messages=(message,), slice="everyday", split=split, checks=checks)
 
 

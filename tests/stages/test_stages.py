@@ -110,7 +110,7 @@ def _workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def asked(index: int, split: str) -> Prompt:
-    content = f"Name {index} things."
+    content = f"Name {index} things." + ("" if split == "train" else f" ({split})")
     checks = {"mentions": [["thing"]], "ideal_words": 20}
     message = Message(role="user", content=content)
     return Prompt(id=f"{split}-{index}", messages=(message,), slice="everyday", split=split, checks=checks)

@@ -344,17 +344,22 @@ def read_prompts(path: str | Path) -> list[Prompt]:
     {"prompt"}; either may have "slice", "split", "checks" and "target" beside it.
 
     Foreign rows get an id from their content, so that equal ones are one prompt. Raises PrefloopError with file:line
-    and field where a row does not fit, where two different prompts share an id, and where one is in two splits."""
+    and field where a row does not fit, and where two different prompts share an id; a warning counts those that are in
+    two splits."""
     prompts: dict[str, tuple[int, Prompt]] = {}
     alike: dict[tuple[Message, ...], tuple[int, Prompt]] = {}
+    leaks: list[str] = []
     for number, prompt in _read_all(path, _make_prompt):
         first, known = prompts.setdefault(prompt.id, (number, prompt))
         if known != prompt:
             raise PrefloopError(f"{path}:{number}: id {prompt.id!r} is another prompt on line {first}; rename it.")
         first, known = alike.setdefault(prompt.messages, (number, prompt))
         if known.split != prompt.split:
-            both = f"of split {prompt.split} here and {known.split} on line {first}"
-            raise PrefloopError(f"{path}:{number}: this prompt is {both}, and would be held out and not; remove one.")
+            leaks.append(f"line {number} ({prompt.split}) is line {first} ({known.split})")
+    if leaks:
+        logging.getLogger(__name__).warning(
+            "%s: %d prompts are in two splits, the first: %s", path, len(leaks), leaks[0]
+        )
     return [prompt for _, prompt in prompts.values()]
 
 
