@@ -192,6 +192,9 @@ def serve(
         Path | None, typer.Option(metavar="FILE", help="Certificate chain (PEM), for https.")
     ] = None,
     tls_key: Annotated[Path | None, typer.Option(metavar="FILE", help="Private key of the certificate (PEM).")] = None,
+    public_url: Annotated[
+        str, typer.Option(metavar="URL", help="https address of a reverse proxy on this machine, which speaks TLS.")
+    ] = "",
     add_admin: Annotated[
         str | None,
         typer.Option(
@@ -208,7 +211,9 @@ def serve(
     def work() -> Mapping[str, Any]:
         from prefloop.web import serve as web
 
-        place = web.Place(host=host, port=port, names=names or (), certificate=tls_certificate, private_key=tls_key)
+        place = web.Place(
+            host=host, port=port, names=names or (), certificate=tls_certificate, private_key=tls_key, public=public_url
+        )
         web.serve(Path(), database, place, admin=(add_admin, password) if add_admin else None)
         return {}
 
