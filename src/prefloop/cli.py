@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -192,6 +193,9 @@ def serve(
         Path | None, typer.Option(metavar="FILE", help="Certificate chain (PEM), for https.")
     ] = None,
     tls_key: Annotated[Path | None, typer.Option(metavar="FILE", help="Private key of the certificate (PEM).")] = None,
+    public_url: Annotated[
+        str, typer.Option(metavar="URL", help="https address of a reverse proxy on this machine, which speaks TLS.")
+    ] = "",
     add_admin: Annotated[
         str | None,
         typer.Option(
@@ -208,7 +212,9 @@ def serve(
     def work() -> Mapping[str, Any]:
         from prefloop.web import serve as web
 
-        place = web.Place(host=host, port=port, names=names or (), certificate=tls_certificate, private_key=tls_key)
+        place = web.Place(
+            host=host, port=port, names=names or (), certificate=tls_certificate, private_key=tls_key, public=public_url
+        )
         web.serve(Path(), database, place, admin=(add_admin, password) if add_admin else None)
         return {}
 
@@ -240,8 +246,9 @@ def export_labels(
     def work() -> Mapping[str, Any]:
         from prefloop.store.exchange import export
         from prefloop.store.labels import open_store
+        from prefloop.store.private import pseudonym_key
 
-        key = None if pseudonyms is None else _key(pseudonyms)
+        key = None if pseudonyms is None else pseudonym_key(pseudonyms)
         with open_store(database) as store:
             manifest = export(store, _label_run(run, store), file, format, key=key)
         return {name: manifest[name] for name in ("format", "rows", "comparisons", "labels", "files", "log_head")}
@@ -373,16 +380,6 @@ def _run_stage(path: Path, overrides: list[str], stage: str) -> Mapping[str, Any
     return run_stage(recipe, stage)
 
 
-def _key(file: Path) -> bytes:
-    try:
-        key = file.read_bytes()
-    except OSError as error:
-        raise PrefloopError(f"{file}: cannot be read ({error.strerror}); give a file of random bytes.") from error
-    if len(key) < 16:
-        raise PrefloopError(f"{file}: a key needs at least 16 bytes; make one: head -c 32 /dev/urandom > {file}")
-    return key
-
-
 def _run_recipe(path: Path, overrides: list[str] | None) -> Mapping[str, Any]:
     from prefloop.configs.load import load_recipe
 
@@ -404,20 +401,18 @@ def _show(result: Mapping[str, Any]) -> None:
         typer.echo(f"{key:<28} {value if isinstance(value, str) else json.dumps(value)}")
 
 
-def _show_report(result: Mapping[str, Any]) -> None:
-    from rich.console import Console
+def _summary_of(module: str) -> Callable[[Mapping[str, Any]], None]:
+    """Shows a result by that module's `terminal_summary`."""
 
-    from prefloop.evals.report import terminal_summary
+    def show(result: Mapping[str, Any]) -> None:
+        from rich.console import Console
 
-    Console(highlight=False).print(terminal_summary(result))
+        Console(highlight=False).print(import_module(module).terminal_summary(result))
+
+    return show
 
 
-def _show_findings(result: Mapping[str, Any]) -> None:
-    from rich.console import Console
-
-    from prefloop.evals.reward_page import terminal_summary
-
-    Console(highlight=False).print(terminal_summary(result))
+_show_report, _show_findings = map(_summary_of, ("prefloop.evals.report", "prefloop.evals.reward_page"))
 
 
 def finish(

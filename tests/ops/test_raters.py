@@ -15,8 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from prefloop.ops.raters import RIGHT, WRONG, PairPosterior, dawid_skene, pair_posterior, side_bias
-from prefloop.ops.statistics import wilson
+from prefloop.ops.raters import RIGHT, SIDELESS, WRONG, PairPosterior, dawid_skene, pair_posterior
 
 Array = NDArray[Any]
 PANDAS = pytest.mark.filterwarnings("ignore:The (inplace|copy) keyword")  # crowd-kit's, with pandas 3
@@ -197,10 +196,20 @@ def test_pair_posterior_is_no_worse_than_the_one_coin_oracle() -> None:
     assert np.mean(found == first) >= np.mean(oracle == first)
 
 
-def test_side_bias() -> None:
-    found = side_bias([True] * 30 + [False] * 10)
-    assert (found.value, found.low, found.high, found.n) == (0.75, *wilson(30, 40), 40)
-    assert math.isnan(side_bias([]).value) and side_bias([]).reason == "there are no preferences"
+def test_labels_without_a_side_tell_of_accuracy_and_of_no_side() -> None:
+    unit, rater, choice, turned, _ = pairs(5, SKILLS, SKILLS)
+    sideless = pair_posterior(unit, rater, choice, np.full(unit.size, SIDELESS))
+    assert (np.diff(sideless.objective) > -1e-6).all()
+    assert sideless.accuracy == pytest.approx(SKILLS, abs=0.05)
+    assert sideless.left == pytest.approx(sideless.right, abs=1e-9)
+    told = pair_posterior(unit, rater, choice, turned)
+    assert np.mean((sideless.first > 0.5) == (told.first > 0.5)) > 0.97
+    # One label by somebody who leans: where it stood left or right it counts differently, without a side in between.
+    left, right, neither = (
+        pair_posterior([*unit, 9999], [*rater, 0], [*choice, 1], [*turned.astype(float), side]).first[-1]
+        for side in (0.0, 1.0, SIDELESS)
+    )
+    assert min(left, right) <= neither <= max(left, right)
 
 
 @PANDAS

@@ -488,6 +488,21 @@ def test_an_admin_is_always_left(hall: Hall) -> None:
     assert not hall.accounts.get(admin).may("reviewer")
 
 
+def test_no_admin_shuts_themselves_out_where_no_other_could_come_in(hall: Hall) -> None:
+    hall.admin()
+    hall.accounts.create("bob", "admin", by="Ada")
+    hall.accounts.create("cy", "reviewer", password=RIGHT, by="Ada")
+    hall.accounts.set_password("Ada", RIGHT, by="Ada")
+    token = hall.sessions.begin("Ada")
+    with pytest.raises(PrefloopError, match="Ada is the only admin who could come in again"):
+        hall.accounts.shut_out("ada", by="Ada")
+    assert hall.sessions.find(token) and hall.accounts.get("Ada").has_password
+    hall.accounts.shut_out("bob", by="Ada")  # by somebody who is in
+    hall.invites.again("bob", by="Ada")
+    hall.accounts.shut_out("Ada", by="Ada")
+    assert hall.sessions.find(token) is None and not hall.accounts.get("Ada").has_password
+
+
 def test_links_of_an_admin_who_lost_their_rights_end(hall: Hall) -> None:
     hall.admin()
     changes: list[Callable[[str], None]] = [

@@ -113,6 +113,12 @@ def test_a_ranking_needs_a_rank_for_each(ranks: tuple[int, ...]) -> None:
         decode(task(plain(), (2, 0, 1)), "ada", Answer(ranks=ranks))
 
 
+def test_what_cannot_be_judged_can_be_half_rated() -> None:
+    here = task(plain(ratings=True), (1, 0))
+    for ratings, kept in (([0, 5], ()), ([2, 5], (5, 2)), ([], ())):
+        assert decode(here, "ada", Answer(flags=[CANT_JUDGE], ratings=ratings)).ratings == kept
+
+
 def test_cant_judge_needs_no_choice_and_gives_the_place_back(stage: Stage) -> None:
     here = stage(plain(), [comparison("a")])
     mine = here.next("ada")

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from prefloop.ops.raters import pair_posterior
+from prefloop.ops.raters import SIDELESS, pair_posterior
 from prefloop.store import db
 from prefloop.store.labels import STANDING, Label, open_store
 from prefloop.store.pairs import Posteriors, pair_views, pairs_of
@@ -84,7 +84,7 @@ def test_posteriors_come_from_all_standing_judgments_whatever_their_order(url: s
             assert Posteriors(connection, "none", STANDING)._values.size == 0
     pairs = [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6]
     wins = [1, -1, 1, -1, 1, 0, 1, 0, 0, 1, 1, 1, 1, 0]
-    turned = [False] * 14
-    turned[3] = turned[5] = turned[7] = True  # to bob item 0 of four stood last
+    turned = [SIDELESS] * 14  # only bob's order of four is known: item 0 stood last
+    turned[3::2] = [1.0, 1.0, 1.0, 0.0, 0.0, 0.0]
     expected = pair_posterior(np.array(pairs), np.array([0, 1] * 7), np.array(wins), np.array(turned))
     assert [*one.of("pair"), *one.of("four")] == pytest.approx(expected.first.tolist())

@@ -54,6 +54,21 @@ def test_a_labeler_has_done_what_stands_and_has_left_what_others_have_not_done(s
     assert progress(here).campaign(RUN).had == 8
 
 
+def test_every_task_takes_one_off_what_is_left_whatever_its_kind(stage: Stage) -> None:
+    gold = {"ranking": [0, 1], "note": ""}
+    made = [comparison(f"c{i}") for i in range(30)]
+    items = [Item(comparison_id=c.id, gold=gold if i < 3 else None) for i, c in enumerate(made)]
+    here = stage(plain(gold_share=0.1, repeat_share=0.1), made, items)
+    sums = []
+    while here.label("ada"):
+        mine = progress(here).labeler(RUN, "ada", 0)
+        sums.append((mine.done + mine.left, mine.left))
+    kinds = [row["kind"] for row in here.rows("tasks")]
+    assert {"gold", "repeat", "item"} == set(kinds)
+    assert sums[:27] == [(27, 27 - n) for n in range(1, 27)] + [(28, 1)]
+    assert all(left == 1 for _, left in sums[27:-1]) and sums[-1][1] == 0
+
+
 def test_the_practice_round_tells_how_often_the_labeler_agrees(stage: Stage) -> None:
     made = [comparison("a"), comparison("b", 3), comparison("c"), comparison("d")]
     gold = {"a": [0, 1], "b": [0, 1, 2]}

@@ -153,6 +153,7 @@ def test_a_finished_conversation_is_comparisons_judgments_and_negatives_once(her
     assert (first.comparison_id, first.ranking, first.flags, first.rationale) == (picked.id, (1, 0), ("untrue",), "old")
     assert (second.comparison_id, second.ranking, second.flags) == (improved.id, (1, 0), ("unsafe",))
     assert (first.edit, second.edit) == ("", "Nearly a sphere.")
+    assert (first.shown_order, second.shown_order) == ((0, 1), ())
     assert {row["counted"] for row in map(here.item, (picked.id, improved.id))} == {1}
     negatives = team.negatives(RUN)
     assert [(n.completion.text, n.marks, n.note) for n in negatives] == [
@@ -164,6 +165,24 @@ def test_a_finished_conversation_is_comparisons_judgments_and_negatives_once(her
     assert sum(row["kind"] == "conversation" for row in here.rows("events")) == 1
     shown = here.next("ada")
     assert shown is not None and shown.comparison.id == "c" and here.label("ada") and here.next("ada") is None
+
+
+def test_a_better_answer_stays_with_the_answer_that_it_was_written_for(here: Scene, team: RedTeam) -> None:
+    id_ = said(team, here).id
+    better(team, here, id_, "Round.")
+    team.answer(id_, "ada", turn=1, made=[Alternative(text="Round.", finished=True)])
+    assert team.get(id_, "ada").turns[1].bettered == 0
+    turn = team.pick(id_, "ada", turn=1, which=1).turns[1]
+    assert (turn.better, turn.bettered) == ("Round.", 0)
+    marked = team.mark(id_, "ada", here.campaign.config, turn=1, which=1, marks=["unsafe"], note="", better="")
+    assert marked.turns[1].better == "Round."  # the form of the other answer has an empty field
+    (picked, _), (improved, _) = labels_of(marked)
+    assert [item.text for item in picked.items] == ["It is flat.", "Round."]
+    assert [item.text for item in improved.items] == ["It is flat.", "Round."]
+    again = better(team, here, id_, "Nearly a sphere.", which=1)
+    assert again.turns[1].bettered == 1
+    assert [item.text for item in labels_of(again)[1][0].items] == ["Round.", "Nearly a sphere."]
+    assert better(team, here, id_, "", which=1).turns[1].bettered is None
 
 
 def test_what_a_crash_left_half_finished_is_finished_once(

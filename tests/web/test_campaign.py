@@ -204,8 +204,12 @@ def test_line_14_reviewers_cannot_pause_those_above_them(
     assert send(admin, f"/c/{disputed.id}/labelers/{reviewer.name}", {"do": "pause"}).status_code == 303
 
 
-def test_the_review_queue_from_first_to_last(workspace: Workspace, client: Client, disputed: Campaign) -> None:
-    workspace.accounts.create("cy", "labeler", by="prefloop")
+def test_the_review_queue_from_first_to_last(workspace: Workspace, client: Client) -> None:
+    for name in ("ann", "bob", "cy"):
+        workspace.accounts.create(name, "labeler", by="prefloop")
+    disputed = campaign(workspace, names=["a", "b", "c", "d"], overlap=2)
+    answers(workspace, disputed, "ann", {"a": 3, "b": 3, "c": -1, "d": 2})
+    answers(workspace, disputed, "bob", {"a": 1, "b": -2, "c": -4, "d": -2})
     workspace.answers.review(disputed, "b", "cy", Answer(axes={"overall": 1}), nonce="cy")
     reviewer = client("reviewer")
     figures(reviewer, disputed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -298,6 +299,17 @@ def test_files_go_in_and_out(server: Server, sit: Sit) -> None:
     content = Path(began.value.path()).read_text()
     first = json.loads(content.splitlines()[0])
     assert first["labels"][0]["judgment"]["axes"] == rows(work, "judgments")[0]["content"]["axes"]
+
+
+def test_what_is_typed_stays_while_a_job_runs(server: Server, sit: Sit) -> None:
+    made, page, go = campaign(server.workspace, names=["a"]), sit().page, threading.Event()
+    server.workspace.jobs.start(f"export {made.run}", "Export", lambda: f"all {go.wait(60)}")
+    page.goto(f"/c/{made.id}/transfer")
+    page.get_by_label("or a file in the workspace folder").fill("typed")
+    expect(page.locator(".notice")).to_contain_text("under way")
+    go.set()
+    expect(page.locator(".good")).to_contain_text("all True")
+    expect(page.get_by_label("or a file in the workspace folder")).to_have_value("typed")
 
 
 def test_hostile_text_stays_text(server: Server, sit: Sit) -> None:

@@ -34,13 +34,13 @@ def test_the_first_page_says_what_is_asked_and_leads_to_a_task(stage: Stage) -> 
     client = here.client()
     page = client.get(here.home)
     assert "Which <b> is better?" in page.said and "version 1" in page.said
-    assert "<strong>fair</strong>" in page.body and "0 done, at most 3 left for you" in page.said
+    assert "<strong>fair</strong>" in page.body and "0 done, about 3 left for you" in page.said
     assert "Start" in page.said and not here.rows("tasks")
     task = client.next()
     assert task.status == 200 and task.task == here.rows("tasks")[0]["id"]
     assert client.next().task == task.task
     client.submit(task, {"axis:overall": "2"})
-    assert "1 done, at most 2 left" in client.get(here.home).said
+    assert "1 done, about 2 left" in client.get(here.home).said
 
 
 @pytest.mark.parametrize("size", [2, 3, 9])

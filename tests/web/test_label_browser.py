@@ -120,6 +120,11 @@ def saved(site: Site, page: Page) -> dict[str, Any]:
     return draft
 
 
+def problem(page: Page, text: str) -> Locator:
+    """The line of the form that says so."""
+    return page.locator("[data-problem]", has_text=text)
+
+
 def shown(site: Site, page: Page) -> list[int]:
     """Which item stands where, as the page shows it; that it is what the store holds."""
     row = site.here.task(f"/t/{task_of(page)}")
@@ -264,7 +269,7 @@ def test_line_31_a_page_of_an_older_version_loads_the_new_one_with_what_was_type
     site.here.workspace.campaigns.change(site.here.campaign.run, plain(axes=("kind", "overall")), by="prefloop")
     site.here.workspace.desk.next_task(site.here.campaign, "ada")  # in another tab
     page.get_by_role("button", name="Submit").click()
-    expect(page.get_by_text("What this campaign asks has changed")).to_be_visible()
+    expect(problem(page, "What this campaign asks has changed")).to_be_visible()
     expect(page.get_by_label("Why?")).to_have_value("kept")
     assert page.locator("[data-axis=overall] input:checked").input_value() == "-3"
     assert page.locator("[data-axis=kind] input:checked").count() == 0
@@ -382,7 +387,8 @@ def test_a_ranking_left_as_it_was_asks_once(stage: Stage) -> None:
     site = stage(plain(ties=False), many(1, 3))
     page = site.begin()
     page.keyboard.press("Enter")
-    expect(page.get_by_text("This is the order in which the answers were shown")).to_be_visible()
+    expect(problem(page, "This is the order in which the answers were shown")).to_be_visible()
+    expect(page.get_by_role("status")).to_contain_text("Not kept yet: This is the order")  # who hears the page is told
     assert not site.here.rows("judgments") and page.get_by_label("same as above").count() == 0
     onward(page, lambda: page.keyboard.press("Enter"))
     assert len(site.here.rows("judgments")) == 1
@@ -393,9 +399,9 @@ def test_the_page_says_what_is_missing_and_keeps_the_rest(stage: Stage) -> None:
     page = site.begin()
     page.keyboard.press("2")
     page.keyboard.press("Enter")
-    expect(page.get_by_text("Choose an answer for 'style'")).to_be_visible()
-    expect(page.get_by_text("this campaign asks for a reason")).to_be_visible()
-    expect(page.get_by_text("Choose an answer for 'helpful'")).to_have_count(0)
+    expect(problem(page, "Choose an answer for 'style'")).to_be_visible()
+    expect(problem(page, "this campaign asks for a reason")).to_be_visible()
+    expect(problem(page, "Choose an answer for 'helpful'")).to_have_count(0)
     assert page.locator("[data-axis=helpful] input:checked").input_value() == "-3"
     assert not site.here.rows("judgments")
 
@@ -493,6 +499,25 @@ def test_line_30_an_answer_that_never_left_goes_out_from_any_later_page(stage: S
     assert site.here.rows("judgments")[0]["late"]
 
 
+def test_line_30_an_answer_waits_for_its_labeler_whoever_signs_in_meanwhile(stage: Stage) -> None:
+    site = stage(plain(overlap=2), many(2))
+    context = site.context()
+    page = site.begin(context)
+    context.set_offline(True)
+    page.keyboard.press("3")
+    page.keyboard.press("Enter")
+    expect(page.get_by_text("Not saved yet")).to_be_visible()
+    page.close()
+    context.set_offline(False)
+    site.sign_in(context, "bob")
+    other = site.begin(context)
+    other.wait_for_load_state("networkidle")
+    assert not site.here.rows("judgments") and other.get_by_text("could not be kept").count() == 0
+    site.sign_in(context, "ada")
+    other.goto(site.here.home)
+    until(lambda: [row["annotator"] for row in site.here.rows("judgments")] == ["ada"])
+
+
 def test_line_30_an_answer_survives_the_end_of_the_session(stage: Stage) -> None:
     site = stage(plain(), many(2))
     context = site.context()
@@ -545,7 +570,7 @@ def test_line_23_a_double_click_and_two_tabs_are_one_label(stage: Stage) -> None
     assert len(site.here.rows("judgments")) == 1
     tab.keyboard.press("8")
     tab.keyboard.press("Enter")
-    expect(tab.get_by_text("You have answered this task already")).to_be_visible()
+    expect(problem(tab, "You have answered this task already")).to_be_visible()
     assert len(site.here.rows("judgments")) == 1
     onward(tab, lambda: tab.keyboard.press("Enter"))
     assert task_of(tab) == task_of(page)

@@ -144,6 +144,28 @@ def test_9_nobody_is_signed_in_by_somebody_elses_form(server: Server, client: Cl
     assert victim.submit("/login", name="mallory", password=RIGHT).status_code == 303  # the control
 
 
+def test_9_behind_a_proxy_its_address_alone_is_our_own(workspace: Workspace) -> None:
+    public = "https://labels.example"
+    limits = Limits(names=(*Limits().names, "labels.example"), secure=True, origin=public)
+    with running(workspace, limits) as server:
+        admin, form = server.visitor("admin"), {"role": "labeler"}
+        for origin, status in ((public, 200), (server.url, 403), ("http://labels.example", 403), (f"{public}:1", 403)):
+            headers = {"origin": origin, "host": "labels.example"}
+            reply = admin.post("/people/invite", data={**form, "csrf": admin.csrf}, headers=headers)
+            assert reply.status_code == status, origin
+            assert (f"{public}/invite/" in reply.text) is (status == 200)
+        page = server.visitor().get("/login")
+        cookie, csrf = (
+            page.headers["set-cookie"].split(";")[0],
+            re.findall(r'name="csrf" value="([^"]+)"', page.text)[0],
+        )
+        assert cookie.startswith("__Host-") and "strict-transport-security" in page.headers
+        headers = {"origin": public, "cookie": cookie, "x-forwarded-for": "198.51.100.1, 203.0.113.9"}
+        wrong = {"csrf": csrf, "name": "nobody", "password": "x" * 12}
+        assert server.visitor().post("/login", data=wrong, headers=headers).status_code == 401
+        assert "203.0.113.9" in state(workspace) and "198.51.100.1" not in state(workspace)
+
+
 def test_9_every_route_asks_for_the_token(shared: Server) -> None:
     admin, before = shared.visitor("admin"), state(shared.workspace)
     for path in sorted({filled(route.path) for route in routes()}):

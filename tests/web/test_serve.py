@@ -187,6 +187,21 @@ def test_what_counts_as_this_machine_alone() -> None:
     assert not any(Place(host=host).local for host in ("0.0.0.0", "::", "10.0.0.1", "labels.example", "localhost.evil"))
 
 
+def test_the_address_of_a_proxy_is_its_origin_and_others_reach_it() -> None:
+    for given in ("https://Labels.example.org", "https://labels.example.org/", "https://labels.example.org:443"):
+        assert Place(public=given).origin == "https://labels.example.org" and not Place(public=given).local
+    assert Place(public="https://labels.example.org:8443").origin == "https://labels.example.org:8443"
+    assert Place().origin == ""
+    for odd in ("http://labels.example.org", "labels.example.org", "https://labels.example.org/app", "https://a b"):
+        with pytest.raises(PrefloopError, match=r"--public-url .* is no address"):
+            _ = Place(public=odd).origin
+
+
+def test_behind_a_proxy_an_admin_needs_a_password(tmp_path: Path) -> None:
+    told = refused(tmp_path, "--public-url", "https://labels.example.org")
+    assert "prefloop serve --public-url https://labels.example.org --add-admin NAME" in told
+
+
 def test_a_key_that_others_can_read_is_refused(tmp_path: Path) -> None:
     key = tmp_path / "prefloop.key"
     key.write_text("0" * 64)
@@ -228,5 +243,14 @@ def test_the_help_names_every_option() -> None:
         check=True,
         env={**os.environ, "COLUMNS": "200"},
     )
-    for option in ("--host", "--port", "--name", "--tls-certificate", "--tls-key", "--add-admin", "--database"):
+    for option in (
+        "--host",
+        "--port",
+        "--name",
+        "--tls-certificate",
+        "--tls-key",
+        "--public-url",
+        "--add-admin",
+        "--database",
+    ):
         assert f"  {option} " in done.stdout

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import threading
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -63,6 +64,20 @@ def test_an_export_is_what_was_chosen_and_names_nobody(workspace: Workspace, cli
     chosen = {row["comparison_id"]: row["choice"] for row in rows(workspace, "judgments")}
     assert {row["comparison"]["id"]: row["labels"][0]["judgment"]["axes"]["overall"] for row in made} == chosen
     assert '"ann"' not in text and len(made) == 3
+
+
+def test_a_page_of_a_job_that_runs_follows_it_without_loading_anew(
+    workspace: Workspace, client: Client, labeled: str
+) -> None:
+    go, (made,) = threading.Event(), workspace.campaigns.all()
+    workspace.jobs.start(f"export {made.run}", "Export", lambda: f"all {go.wait(60)}")
+    reviewer = client("reviewer")
+    page = reviewer.get(f"{labeled}/transfer").text
+    assert "under way" in page and "/transfer.js" in page and "http-equiv" not in page
+    go.set()
+    assert workspace.jobs.wait(60)
+    page = reviewer.get(f"{labeled}/transfer").text
+    assert "all True" in page and "/transfer.js" not in page and "data-busy" not in page
 
 
 def test_a_datasets_folder_comes_as_a_zip(workspace: Workspace, client: Client, labeled: str) -> None:

@@ -13,12 +13,13 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit, logsumexp, xlogy
 
 from prefloop.ops.agreement import one_hot
-from prefloop.ops.statistics import Figure, share
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 RIGHT, WRONG = 4.0, 1.0
 """What is believed of a rater before any label: as if of five answers four had been right, on either side."""
+SIDELESS = 0.5
+"""Of a label for which nothing stood left or right, or nobody knows what did."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,33 +115,37 @@ def pair_posterior(
 ) -> PairPosterior:
     """Which of two items is the better one, from labels of raters whose reliability and side bias are learned along.
 
-    choice [n]: above 0 for item 0, below for item 1, 0 a tie, which says nothing of either. turned [n]: item 1 stood
-    left. known: by unit, whether item 0 is known to be the better one. Dawid and Skene 1979 for two classes that are
-    as likely as one another, in the places that raters saw: EM to the maximum a posteriori, with RIGHT and WRONG as
-    pseudo-counts on each side. A unit's posterior needs no other unit with the same items."""
+    choice [n]: above 0 for item 0, below for item 1, 0 a tie, which says nothing of either. turned [n]: 1 where item 1
+    stood left, 0 where not, SIDELESS where it is not known: half a label on either side. known: by unit, whether item 0
+    is known to be the better one. Dawid and Skene 1979 for two classes that are as likely as one another, in the places
+    that raters saw: EM to the maximum a posteriori, with RIGHT and WRONG as pseudo-counts on each side. A unit's
+    posterior needs no other unit with the same items."""
     units, row = np.unique(unit, return_inverse=True)
     raters, who = np.unique(rater, return_inverse=True)
-    sign = np.sign(np.asarray(choice, dtype=float))
-    says = sign != 0
-    row, who, for_first = row[says], who[says], sign[says] > 0
+    sign, side = np.sign(np.asarray(choice, dtype=float)), np.asarray(turned, dtype=float)
+    once = np.flatnonzero(sign)
+    twice = once[side[once] == SIDELESS]
+    label = np.concatenate([once, twice])
+    row, who, for_first, part = row[label], who[label], sign[label] > 0, np.where(side == SIDELESS, 0.5, 1.0)[label]
     # cells [L, 2]: a rater's labels of pairs whose better one stands left (0) or right (1), if item 0, or 1, is better
-    if_first = who * 2 + np.asarray(turned, dtype=np.int64)[says]
+    if_first = who * 2 + np.concatenate([side[once] == 1, np.ones(twice.size, dtype=bool)])
     if_second = if_first ^ 1
     fixed = np.full(units.size, np.nan)
     if known:
         names, answers = np.array(list(known)), np.array(list(known.values()), dtype=float)
         _, place, which = np.intersect1d(units, names, return_indices=True)
         fixed[place] = answers[which]
-    first = (np.bincount(row, for_first, units.size) + 1) / (np.bincount(row, minlength=units.size) + 2)
+    first = (np.bincount(row, part * for_first, units.size) + 1) / (np.bincount(row, part, units.size) + 2)
     objective: list[float] = []
     while True:
-        weight = np.where(np.isnan(fixed), first, fixed)[row]
-        right = _by_side(if_first, if_second, weight * for_first, (1 - weight) * ~for_first, raters.size)
-        seen = _by_side(if_first, if_second, weight, 1 - weight, raters.size)
+        chance = np.where(np.isnan(fixed), first, fixed)[row]
+        is_first, is_second = part * chance, part * (1 - chance)
+        right = _by_side(if_first, if_second, is_first * for_first, is_second * ~for_first, raters.size)
+        seen = _by_side(if_first, if_second, is_first, is_second, raters.size)
         skill = (right + RIGHT) / (seen + RIGHT + WRONG)
         hit, miss = np.log(skill), np.log1p(-skill)
-        given_first = np.bincount(row, np.where(for_first, hit[if_first], miss[if_first]), units.size)
-        given_second = np.bincount(row, np.where(for_first, miss[if_second], hit[if_second]), units.size)
+        given_first = np.bincount(row, part * np.where(for_first, hit[if_first], miss[if_first]), units.size)
+        given_second = np.bincount(row, part * np.where(for_first, miss[if_second], hit[if_second]), units.size)
         unknown = np.logaddexp(given_first, given_second)
         evidence = np.where(np.isnan(fixed), unknown, np.where(fixed == 1, given_first, given_second)) + np.log(0.5)
         first = np.where(np.isnan(fixed), expit(given_first - given_second), fixed)
@@ -151,14 +156,6 @@ def pair_posterior(
     return PairPosterior(
         units=units, raters=raters, first=first, left=sides[:, 0], right=sides[:, 1], objective=np.array(objective)
     )
-
-
-def side_bias(left: ArrayLike) -> Figure:
-    """Share of preferences for the answer on the left, ties left out: 0.5 without bias when sides are balanced.
-
-    left [n]: whether the left one was preferred."""
-    chosen = np.asarray(left, dtype=bool)
-    return share(int(chosen.sum()), chosen.size, "there are no preferences")
 
 
 def _by_side(if_first: Ints, if_second: Ints, first: Floats, second: Floats, raters: int) -> Floats:

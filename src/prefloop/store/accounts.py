@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Engine, RowMapping, Select, bindparam, delete, func, insert, select, update
+from sqlalchemy import Connection, Engine, RowMapping, Select, bindparam, delete, func, insert, or_, select, update
 
 from prefloop.store import audit, backoff, db, passwords
 from prefloop.store.campaigns import MissingError
@@ -151,9 +151,14 @@ class Accounts:
     def shut_out(self, name: str, *, by: str) -> None:
         """End whatever lets somebody in: sessions, token, password and links. A new link lets them in again.
 
-        Raises PrefloopError where no admin would be left."""
+        Raises PrefloopError where no admin would be left who can come in."""
         with db.transaction(self._engine, write=True) as connection:
-            name = known(connection, name).name
+            before = known(connection, name)
+            name = before.name
+            if before.may("admin") and connection.execute(_let_in(name, by, self._clock())).scalar() is None:
+                raise PrefloopError(
+                    f"{name} is the only admin who could come in again; give another one a password or a link first."
+                )
             values = {"token": None, "password": None}
             connection.execute(update(accounts).where(accounts.c.name == name).values(values))
             connection.execute(delete(invites).where(invites.c.account == name, invites.c.used.is_(None)))
@@ -264,6 +269,19 @@ def check_group(group: str) -> None:
 
 def _named(name: str) -> Json:
     return func.lower(accounts.c.name) == name.lower()
+
+
+def _let_in(name: str, by: str, now: float) -> Select[Any]:
+    """An admin but this one who is in, since they do this, or has a password, a token or a link."""
+    link = invites.c.used.is_(None) & (invites.c.expires > now) & invites.c.account.is_not(None)
+    ways = [
+        accounts.c.name == by,
+        accounts.c.password.is_not(None),
+        accounts.c.token.is_not(None),
+        accounts.c.name.in_(select(invites.c.account).where(link)),
+    ]
+    others = (accounts.c.role == "admin") & ~accounts.c.paused & (accounts.c.name != name)
+    return select(accounts.c.name).where(others, or_(*ways)).limit(1)
 
 
 def _end(connection: Connection, name: str) -> None:

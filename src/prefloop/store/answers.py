@@ -196,6 +196,7 @@ def decode(task: Task, annotator: str, answer: Answer) -> Judgment:
     count, shown, config = len(task.shown), task.shown, task.config
     at = [shown.index(item) for item in range(count)]  # the place of each item
     unjudged = CANT_JUDGE in answer.flags
+    rated = bool(answer.ratings) and _rated(config, count, answer)  # of what cannot be judged some may be missing
     sign = -1 if shown[0] == 0 else 1
     axes = {} if unjudged else {name: sign * value for name, value in answer.axes.items()}
     choice = axes.get(config.axes[0], 0)
@@ -211,7 +212,7 @@ def decode(task: Task, annotator: str, answer: Answer) -> Judgment:
         strength=abs(choice) or None,
         axes=axes,
         flags=tuple(answer.flags),
-        ratings=tuple(answer.ratings[at[i]] for i in range(count)) if answer.ratings else (),
+        ratings=tuple(answer.ratings[at[i]] for i in range(count)) if rated else (),
         checks={name: tuple(met[at[i]] for i in range(count)) for name, met in answer.checks.items()},
         edit=answer.edit,
         rationale=answer.rationale,
@@ -273,7 +274,7 @@ def _problems(task: Task, answer: Answer) -> Iterator[tuple[str, str]]:
         yield from _unchosen(config, answer) if count == 2 else _unranked(config, count, answer)
     if answer.ratings and not config.ratings:
         yield "ratings", "Ratings are given only where the campaign asks for them."
-    elif not _rated(config, count, answer):
+    elif not (unjudged or _rated(config, count, answer)):
         yield "ratings", "Rate each answer from 1 to 7, please."
     if any(name not in config.rubric or len(met) != count for name, met in answer.checks.items()):
         yield "checks", "These boxes are not those of the campaign; reload the page."
@@ -289,7 +290,7 @@ def _problems(task: Task, answer: Answer) -> Iterator[tuple[str, str]]:
 
 def _rated(config: CampaignConfig, count: int, answer: Answer) -> bool:
     if not answer.ratings:
-        return not config.ratings or CANT_JUDGE in answer.flags
+        return not config.ratings
     return len(answer.ratings) == count and all(1 <= rating <= 7 for rating in answer.ratings)
 
 

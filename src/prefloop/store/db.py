@@ -100,12 +100,24 @@ def file_of(url: str) -> Path | None:
     return Path(str(parsed.database))
 
 
+_PUBLIC = {
+    "database or disk is full": "the disk is full",
+    "disk I/O error": "the disk cannot be written",
+    "attempt to write a readonly database": "the database can only be read",
+    "database is locked": "another program holds the database",
+}
+
+
 class DatabaseError(PrefloopError):
-    """The database refused. `reason`: in its own words."""
+    """The database refused. `reason`: in its own words, which can name hosts and users; `public`: for anybody."""
 
     def __init__(self, place: str, reason: str) -> None:
         super().__init__(f"Label database {place}: {reason}; check its URL, and that it is one.")
         self.reason = reason
+
+    @property
+    def public(self) -> str:
+        return _PUBLIC.get(self.reason, "the database does not answer")
 
 
 @contextmanager

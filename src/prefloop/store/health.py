@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import threading
 from pathlib import Path
@@ -18,6 +19,7 @@ _OFTEN = 2.0  # seconds for which an answer holds, whoever asks
 WAIT = 2.0
 """Seconds for another writer to end."""
 _KEY = "health"
+_log = logging.getLogger("prefloop.store")
 
 
 class Health:
@@ -28,7 +30,7 @@ class Health:
         self._lock, self._asked, self._reason = threading.Lock(), float("-inf"), ""
 
     def reason(self) -> str:
-        """Why a label cannot be kept; empty where it can."""
+        """Why a label cannot be kept, in words for anybody; empty where it can. The log has the database's own."""
         with self._lock:
             if self._clock() >= self._asked + _OFTEN:
                 self._reason = self._check()
@@ -49,5 +51,7 @@ class Health:
                 connection.execute(insert(attempts).values(key=_KEY, count=0, last=self._clock()))
                 connection.execute(delete(attempts).where(attempts.c.key == _KEY))
         except db.DatabaseError as error:
-            return error.reason
+            if error.public != self._reason:  # once, not with every look
+                _log.error("%s", error)
+            return error.public
         return ""

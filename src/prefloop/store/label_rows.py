@@ -7,18 +7,21 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Connection, and_, case, select
+from sqlalchemy import Connection, case, select
 
 from prefloop.configs.campaign import CampaignConfig
 from prefloop.data.pairing import first_wins
+from prefloop.ops.raters import SIDELESS
 from prefloop.store.labels import STANDING
-from prefloop.store.tables import campaign_versions, campaigns, comparisons, judgments
+from prefloop.store.tables import campaign_versions, comparisons, judgments, tasks
 from prefloop.types import Json
 
 KINDS = (*STANDING, "gold", "repeat", "unjudged")
 _KIND = {name: k for k, name in enumerate(KINDS)}
 ABSENT = -100
 """No answer on this axis, or nothing known of a pair."""
+PAIRS = 2**20
+"""More than any comparison has pairs of answers."""
 _CHUNK = 20_000
 _OVERTAKEN = 1000  # judgments that PostgreSQL may show after a later one, since it was committed first
 
@@ -31,15 +34,16 @@ class Rows:
     """One row a judgment of two answers (of more: a row a pair of them), in the order in which they were added."""
 
     number: Ints
-    unit: Ints  # comparison, and which pair of its answers
+    unit: Ints  # comparison * PAIRS + which pair of its answers
     item: Ints
     rater: Ints
     repeat: Ints
     kind: Ints
     withdrawn: NDArray[np.bool_]
-    turned: NDArray[np.bool_]
+    reviewed: NDArray[np.bool_]  # said by a reviewer who had seen what others said
+    turned: Floats  # 1 where the second answer stood before the first one, 0 where not, SIDELESS where nobody knows
     choice: Ints
-    at: Floats
+    at: Floats  # 0 where it is not known
     seconds: Floats
     gold: Ints  # what is known of the pair: 1, 0, -1, or ABSENT
     axes: Ints  # [rows, axes]
@@ -54,6 +58,8 @@ class Reader:
         self._items: dict[str, tuple[int, str, Json]] = {}
         self._raters: dict[str, int] = {}
         self.axes: tuple[str, ...] = ()
+        self.version: int | None = None
+        self._renamed = False
         self.rows = nothing(0)
         self.count = 0
 
@@ -74,10 +80,10 @@ class Reader:
 
     def load(self, connection: Connection) -> None:
         """Read what is new; everything, where the campaign asks about other axes than before."""
-        axes = _axes(connection, self._run)
-        if axes != self.axes:
-            self.axes, self.rows, self.count, self._seen = axes, nothing(len(axes)), 0, set()
-        query = _query(self._run, self.number - _OVERTAKEN, several=len(axes) > 1)
+        self.version, axes, renamed = _asked(connection, self._run)
+        if (axes, renamed) != (self.axes, self._renamed):
+            self.axes, self._renamed, self.rows, self.count, self._seen = axes, renamed, nothing(len(axes)), 0, set()
+        query = _query(self._run, self.number - _OVERTAKEN, by_axis=len(axes) > 1 or renamed)
         made = [self.rows]
         for part in connection.execute(query.execution_options(yield_per=_CHUNK)).partitions():
             if part[0].number <= self.number:
@@ -106,7 +112,10 @@ class Reader:
         for name in dict.fromkeys(said["annotator"]):
             self._raters.setdefault(name, len(self._raters))
         choice, seconds = np.array(said["choice"], dtype=float), np.array(said["seconds"], dtype=float)
-        others = [self._others(axes) for axes in said["axes"]] if "axes" in said else [()] * len(found)
+        values = choice[:, None]
+        if "axes" in said:
+            both = zip(said["axes"], said["choice"], strict=True)
+            values = np.array([self._values(axes, one) for axes, one in both], dtype=float)
         table = np.column_stack(
             [
                 np.array(said["number"]),
@@ -117,40 +126,44 @@ class Reader:
                 np.array(said["withdrawn"]),
                 np.nan_to_num(np.array(said["at"], dtype=float)),
                 np.where(np.isnan(seconds), np.array(said["server_seconds"], dtype=float), seconds),
+                np.array(said["reviewed"], dtype=float),
                 np.zeros(len(found)),
-                np.array(said["left"], dtype=float) == 1,
+                np.array([SIDELESS if left is None else left == 1 for left in said["left"]]),
                 choice,
                 np.array([ABSENT if gold is None else _sign(gold, 0, 1) for _, _, gold in items]),
-                choice,
-                np.array(others, dtype=float),
+                values,
             ]
         )
         whole = np.isnan(choice)
         ranked = [
             row
             for place in np.flatnonzero(whole).tolist()
-            for row in self._ranked(found[place], tuple(table[place, :8]), items[place][2])
+            for row in self._ranked(found[place], tuple(table[place, :9]), items[place][2])
         ]
         if ranked:
             table = np.concatenate([table[~whole], np.array(ranked, dtype=float)])
             table = table[np.argsort(table[:, 0], kind="stable")]
         return [_rows(table, len(self.axes))]
 
-    def _others(self, said: Json) -> tuple[int, ...]:
-        """Strengths on the axes after the first."""
-        values = ((said or {}).get(name) for name in self.axes[1:])
+    def _values(self, said: Json, choice: Json) -> tuple[Json, ...]:
+        """Strengths on the axes: by their names, since a campaign can ask about others first, or call them otherwise,
+        than when this was said. Where it names no axes, the choice is about the first."""
+        if not said:
+            return (choice, *[ABSENT] * (len(self.axes) - 1))
+        values = (said.get(name) for name in self.axes)
         return tuple(value if type(value) is int and abs(value) < -ABSENT else ABSENT for value in values)
 
     def _ranked(self, row: Json, about: tuple[Json, ...], gold: Json) -> list[tuple[Json, ...]]:
-        ranked, shown, others = row.content["ranking"], row.content["shown_order"], [ABSENT] * (len(self.axes) - 1)
-        if row.status == "unjudged":
+        ranked, chance, shown = (row.content[name] for name in ("ranking", "probability", "shown_order"))
+        others = [ABSENT] * (len(self.axes) - 1)
+        if ranked is None and chance is None:
             number, item, rater, repeat, kind, _, *times = about
             return [(number, item, rater, repeat, kind, True, *times, 0, False, 0, ABSENT, ABSENT, *others)]
         made = []
         pairs = [(a, b) for b in range(len(ranked or "ab")) for a in range(b)]
         for k, (a, b) in enumerate(pairs):
-            choice = round(2 * first_wins(ranked, row.content["probability"], a, b)) - 1
-            turned = bool(shown) and shown.index(b) < shown.index(a)
+            choice = np.sign(first_wins(ranked, chance, a, b) - 0.5)
+            turned = shown.index(b) < shown.index(a) if shown else SIDELESS
             known = ABSENT if gold is None else _sign(gold, a, b)
             made.append((*about, k, turned, choice, known, choice, *others))
         return made
@@ -160,32 +173,39 @@ def _sign(ranking: Sequence[int], a: int, b: int) -> int:
     return (ranking[a] < ranking[b]) - (ranking[a] > ranking[b])
 
 
-def _query(run: str, after: int, several: bool) -> Json:
-    """Judgments; the content of those that `choice` does not say, the axes where there are several."""
+def _query(run: str, after: int, by_axis: bool) -> Json:
+    """Judgments; the content of those that `choice` does not say, the axes where they are asked for."""
     names = ("number", "comparison_id", "annotator", "repeat", "status", "withdrawn", "choice", "at")
-    narrow = [judgments.c[name] for name in (*names, "server_seconds", "seconds", "left", *["axes"] * several)]
+    narrow = [judgments.c[name] for name in (*names, "server_seconds", "seconds", "left", *["axes"] * by_axis)]
     content = case((judgments.c.choice.is_(None), judgments.c.content)).label("content")
-    query = select(*narrow, content).where(judgments.c.run == run, judgments.c.number > after)
-    return query.order_by(judgments.c.number)
+    reviews = select(tasks.c.id).where(tasks.c.run == run, tasks.c.kind == "review")
+    query = select(*narrow, content, judgments.c.task.in_(reviews).label("reviewed"))
+    return query.where(judgments.c.run == run, judgments.c.number > after).order_by(judgments.c.number)
 
 
-def _axes(connection: Connection, run: str) -> tuple[str, ...]:
-    """What the campaign asks about now; of a run without a campaign, only which answer is better."""
-    same = and_(campaign_versions.c.run == campaigns.c.run, campaign_versions.c.version == campaigns.c.version)
-    query = select(campaign_versions.c.config).join(campaigns, same).where(campaigns.c.run == run)
-    config = connection.execute(query).scalar()
-    return ("overall",) if config is None else CampaignConfig.model_validate(config).axes
+def _asked(connection: Connection, run: str) -> tuple[int | None, tuple[str, ...], bool]:
+    """The campaign's version, what it asks about now, and whether the first axis was ever another one. Of a run
+    without a campaign, only which answer is better."""
+    table = campaign_versions
+    query = select(table.c.version, table.c.config).where(table.c.run == run).order_by(table.c.version)
+    versions = [(number, CampaignConfig.model_validate(config).axes) for number, config in connection.execute(query)]
+    if not versions:
+        return None, ("overall",), False
+    return *versions[-1], len({axes[0] for _, axes in versions}) > 1
 
 
 def _rows(table: Floats, axes: int) -> Rows:
-    """Of columns: number, item, rater, repeat, kind, withdrawn, at, seconds, pair, turned, choice, gold, the axes."""
-    number, item, rater, repeat, kind, withdrawn, at, seconds, pair, turned, choice, gold = table.T[:12]
-    whole = (number, item, rater, repeat, kind, choice, gold, item * 64 + pair)
-    names = ("number", "item", "rater", "repeat", "kind", "choice", "gold", "unit")
+    """Of columns: number, item, rater, repeat, kind, withdrawn, at, seconds, reviewed, pair, turned, choice, gold, the
+    axes."""
+    number, item, rater, repeat, kind, withdrawn, at, seconds, reviewed, pair, turned, choice, gold = table.T[:13]
+    whole = (number, item, rater, repeat, kind, choice, gold)
+    names = ("number", "item", "rater", "repeat", "kind", "choice", "gold")
     return Rows(
         **{name: column.astype(np.int64) for name, column in zip(names, whole, strict=True)},
+        unit=item.astype(np.int64) * PAIRS + pair.astype(np.int64),
         withdrawn=withdrawn > 0,
-        turned=turned > 0,
+        reviewed=reviewed > 0,
+        turned=turned.copy(),
         at=at.copy(),
         seconds=seconds.copy(),
         axes=table[:, -axes:].astype(np.int64),
@@ -220,5 +240,6 @@ def first_versions(rows: Rows) -> Rows:
 
 def nothing(axes: int) -> Rows:
     whole, true, real = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=bool), np.zeros(0)
-    kinds = {"withdrawn": true, "turned": true, "at": real, "seconds": real, "axes": np.zeros((0, axes), np.int64)}
+    kinds = {"withdrawn": true, "reviewed": true, "axes": np.zeros((0, axes), np.int64)}
+    kinds |= dict.fromkeys(("turned", "at", "seconds"), real)
     return Rows(**{name: kinds.get(name, whole) for name in Rows.__slots__})

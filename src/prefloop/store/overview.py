@@ -130,12 +130,6 @@ class Overview:
         with db.transaction(self._engine, write=False) as connection:
             return [Stratum(**row) for row in connection.execute(query).mappings()]
 
-    def newest(self, run: str) -> int:
-        """The number of the newest judgment; 0 where there is none."""
-        query = select(judgments.c.number).where(judgments.c.run == run).order_by(judgments.c.number.desc()).limit(1)
-        with db.transaction(self._engine, write=False) as connection:
-            return connection.execute(query).scalar() or 0
-
     def statuses(self, run: str) -> dict[str, int]:
         """How many labels stand by status, how many of them are late, and how many answers were withdrawn. This reads
         all labels: some seconds where there are a million."""

@@ -12,7 +12,7 @@ import numpy as np
 from sqlalchemy import Connection, case, select
 
 from prefloop.data.pairing import first_wins
-from prefloop.ops.raters import pair_posterior
+from prefloop.ops.raters import SIDELESS, pair_posterior
 from prefloop.store.tables import comparisons, judgments
 from prefloop.types import Json
 
@@ -72,18 +72,18 @@ class Posteriors:
         return [float(value) for value in self._values[start:end]]
 
     def _votes(self, connection: Connection, query: Json) -> tuple[Json, Json, Json, Json, list[str]]:
-        """Pair, rater, how much the rater prefers its first item, and whether the second stood before it, a row a
-        judgment and pair; and the raters."""
-        unit, rater, wins, turned = array("q"), array("q"), array("d"), array("b")
+        """Pair, rater, how much the rater prefers its first item, and whether the second stood before it (SIDELESS
+        where nobody knows), a row a judgment and pair; and the raters."""
+        unit, rater, wins, turned = array("q"), array("q"), array("d"), array("d")
         raters: dict[str, int] = {}
         for id_, annotator, choice, left, content in _stream(connection, query):
             start, who = self._places[id_][0], raters.setdefault(annotator, len(raters))
             if content is None:
-                said = [((choice > 0) + 0.5 * (choice == 0), left == 1)]
+                said = [((choice > 0) + 0.5 * (choice == 0), SIDELESS if left is None else left == 1)]
             else:
                 shown = content["shown_order"]
                 said = [
-                    (_wins(content, a, b), bool(shown) and shown.index(b) < shown.index(a))
+                    (_wins(content, a, b), shown.index(b) < shown.index(a) if shown else SIDELESS)
                     for a, b in pairs_of(len(content["ranking"] or "ab"))
                 ]
             for place, (win, side) in enumerate(said, start):
@@ -92,7 +92,7 @@ class Posteriors:
                 wins.append(win)
                 turned.append(side)
         made = (np.array(unit, np.int64), np.array(rater, np.int64), np.array(wins, np.float64))
-        return (*made, np.array(turned, np.bool_), list(raters))
+        return (*made, np.array(turned, np.float64), list(raters))
 
 
 def _sizes(run: str) -> Json:

@@ -1,4 +1,4 @@
-"""What others on this machine must not read: the workspace's key and its database."""
+"""What others on this machine must not read: the workspace's key and its database, a key of pseudonyms."""
 
 from __future__ import annotations
 
@@ -30,6 +30,17 @@ def workspace_key(folder: Path) -> bytes:
     if not re.fullmatch("[0-9a-f]{64}", text):
         raise PrefloopError(f"{path} does not hold 64 hexadecimal digits; remove it, and a new key is made.")
     return bytes.fromhex(text)
+
+
+def pseudonym_key(file: Path) -> bytes:
+    """The bytes that pseudonyms depend on. PrefloopError where they cannot be read, or are fewer than 16."""
+    try:
+        key = file.read_bytes()
+    except OSError as error:
+        raise PrefloopError(f"{file}: cannot be read ({error.strerror}); give a file of random bytes.") from error
+    if len(key) < 16:
+        raise PrefloopError(f"{file}: a key needs at least 16 bytes; make one: head -c 32 /dev/urandom > {file}")
+    return key
 
 
 def keep_private(url: str) -> None:

@@ -34,9 +34,9 @@ class Whole:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mine:
-    """One labeler in one campaign: tasks `done`; `left` for them at most, others' work aside; seconds an answer takes
-    (median of the last ones). Of the practice round, where feedback is on: pairs with a known order, and those
-    `agreed` on."""
+    """One labeler in one campaign: tasks `done`; about how many are `left` for them, others' work aside; seconds an
+    answer takes (median of the last ones). Of the practice round, where feedback is on: pairs with a known order, and
+    those `agreed` on."""
 
     done: int
     left: int
@@ -91,7 +91,7 @@ class Progress:
         seen = done.get("item", 0) + done.get("shared", 0)
         return Mine(
             done=sum(done.values()),
-            left=max(min(wanted - had, items - seen), 0),
+            left=_left(min(wanted - had, items - seen), seen, sum(done.values())),
             seconds_each=median(took) if took else None,
             known=sum(one.pairs for one in known if one),
             agreed=sum(one.agreed for one in known if one),
@@ -115,6 +115,12 @@ def agreement(known: Sequence[int], given: Sequence[int]) -> int:
         return (ranks[a] > ranks[b]) - (ranks[a] < ranks[b])
 
     return sum(order(known, a, b) == order(given, a, b) for a, b in combinations(range(len(known)), 2))
+
+
+def _left(waiting: int, seen: int, done: int) -> int:
+    """What waits for a labeler, and the items seen, less every task done: a task takes one off whatever its kind, so
+    that nobody can tell afterwards which had a known answer or came back. At least 1 while an item waits."""
+    return max(waiting + seen - done, 1) if waiting > 0 else 0
 
 
 def _totals(connection: Connection, run: str) -> tuple[int, int, int]:

@@ -39,7 +39,8 @@ class Alternative:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Turn:
     """What was said once, by the person (role "user", with the nonce of the request that brought it) or the checkpoint:
-    one answer or two `alternatives`, the place of which was `picked` (none yet: None), and what would be `better`."""
+    one answer or two `alternatives`, the place of which was `picked` (none yet: None), and what would be `better` than
+    the one at place `better_than` (None: the one picked)."""
 
     role: str
     text: str
@@ -47,6 +48,14 @@ class Turn:
     alternatives: tuple[Alternative, ...] = ()
     picked: int | None = None
     better: str = ""
+    better_than: int | None = None
+
+    @property
+    def bettered(self) -> int | None:
+        """The place of the answer that `better` was written for, whichever is picked since; None without one."""
+        if not self.better:
+            return None
+        return self.picked if self.better_than is None else self.better_than
 
 
 Turns = tuple[Turn, ...]
@@ -201,8 +210,8 @@ class RedTeam:
         note: str,
         better: str | None = None,
     ) -> Conversation:
-        """Where an answer fails and, of the one that was given or picked, what would have been better. Nothing given
-        takes it back; None leaves what is there."""
+        """Where an answer fails and, of the one that was given or picked, what would have been better: one text a turn.
+        Nothing given takes it back where it was written for this answer; None leaves what is there."""
 
         def change(_: Connection, found: Conversation) -> Turns:
             given = _answer_at(found, turn, which)
@@ -212,12 +221,13 @@ class RedTeam:
                 raise PrefloopError(f"A text has at most {LONGEST_TEXT:,} characters.")
             if better and given.picked != which:
                 raise PrefloopError("Pick one of the two answers first, then write what would be better than it.")
-            if better and better.strip() == given.text.strip():
+            if better and better.strip() == given.alternatives[which].text.strip():
                 raise PrefloopError("The better answer is the same as the answer; change it, or leave it empty.")
             alternatives = list(given.alternatives)
             alternatives[which] = replace(alternatives[which], marks=tuple(dict.fromkeys(marks)), note=note.strip())
-            better_now = given.better if better is None else better.strip()
-            new = replace(given, alternatives=tuple(alternatives), better=better_now)
+            new = replace(given, alternatives=tuple(alternatives))
+            if better is not None and (better.strip() or which == given.bettered):
+                new = replace(new, better=better.strip(), better_than=which if better.strip() else None)
             return (*found.turns[:turn], new, *found.turns[turn + 1 :])
 
         return self._change(id_, annotator, change)
@@ -291,20 +301,19 @@ class RedTeam:
 
 
 def labels_of(conversation: Conversation) -> list[tuple[Comparison, Judgment]]:
-    """What a conversation says of its answers: the one picked beats the other, a better one beats the answer."""
+    """What a conversation says of its answers: the one picked beats the other, which stood beside it, and a better one
+    the answer that it was written for, which it did not stand beside."""
     made = []
     for place, turn in enumerate(conversation.turns):
-        if turn.picked is None:
-            continue
         prompt = _prompt(conversation, place)
         given = [_completion(conversation, place, alternative) for alternative in turn.alternatives]
-        if len(given) > 1 and given[0].text.strip() != given[1].text.strip():
+        if turn.picked is not None and len(given) > 1 and given[0].text.strip() != given[1].text.strip():
             loser = turn.alternatives[1 - turn.picked]
-            made.append(_label(conversation, f"{place} picked", prompt, given, turn.picked, loser, ""))
-        if turn.better:
-            items = [given[turn.picked], text_completion(prompt, turn.better)]
-            loser = turn.alternatives[turn.picked]
-            made.append(_label(conversation, f"{place} better", prompt, items, 1, loser, turn.better))
+            made.append(_label(conversation, f"{place} picked", prompt, given, turn.picked, loser, "", (0, 1)))
+        if turn.bettered is not None:
+            items = [given[turn.bettered], text_completion(prompt, turn.better)]
+            loser = turn.alternatives[turn.bettered]
+            made.append(_label(conversation, f"{place} better", prompt, items, 1, loser, turn.better, ()))
     return made
 
 
@@ -316,6 +325,7 @@ def _label(
     best: int,
     loser: Alternative,
     edit: str,
+    shown_order: tuple[int, ...],
 ) -> tuple[Comparison, Judgment]:
     id_ = content_id(conversation.id, name)
     judgment = Judgment(
@@ -325,7 +335,7 @@ def _label(
         flags=loser.marks,
         edit=edit,
         rationale=loser.note,
-        shown_order=(0, 1),
+        shown_order=shown_order,
     )
     return Comparison(id=id_, prompt=prompt, items=tuple(items)), judgment
 

@@ -18,12 +18,6 @@ from prefloop.store.passwords import BusyError
 from prefloop.types import PrefloopError
 from prefloop.web import templating
 
-_REASONS = {
-    "database or disk is full": "the disk is full",
-    "disk I/O error": "the disk cannot be written",
-    "attempt to write a readonly database": "the database can only be read",
-    "database is locked": "another program holds the database",
-}
 _log = logging.getLogger("prefloop.web")
 
 
@@ -63,8 +57,7 @@ def answer(request: Request, error: Exception) -> Response:
             status, text = 404, str(error)
         case DatabaseError():
             _log.error("%s", error)
-            reason = _REASONS.get(error.reason, "the database does not answer")
-            status, text = 503, f"Nothing was saved, because {reason}. Keep what you wrote, and try again."
+            status, text = 503, f"Nothing was saved, because {error.public}. Keep what you wrote, and try again."
         case PrefloopError():
             status, text = 400, str(error)
         case _:

@@ -62,11 +62,15 @@ def field(request: Request, name: str) -> str:
     return value if isinstance(value, str) else ""
 
 
+def own_origin(request: Request) -> str:
+    """What a browser calls this server: by the proxy that it came through, where there is one."""
+    return str(request.state.origin or f"{request.url.scheme}://{request.headers['host']}").lower()
+
+
 def _check_origin(request: Request) -> None:
     """Origin and Sec-Fetch-Site come from the browser, whatever the page wants; programs send neither."""
     origin, site = request.headers.get("origin"), request.headers.get("sec-fetch-site", "same-origin")
-    own = f"{request.url.scheme}://{request.headers['host']}".lower()
-    if site not in ("same-origin", "none") or (origin is not None and origin.lower() != own):
+    if site not in ("same-origin", "none") or (origin is not None and origin.lower() != own_origin(request)):
         raise HTTPException(403, "This came from another site, so nothing was done.")
 
 

@@ -32,20 +32,21 @@ _ALWAYS = {
 
 
 class Hardened:
-    """Adds the headers; puts the nonce that scripts need, and that nobody is signed in yet, into the request's state.
+    """Adds the headers; puts the nonce that scripts need, that nobody is signed in yet, and a proxy's origin into the
+    request's state.
 
     Pages send their own site its full addresses (`same-origin`), since a browser that sends none has no Origin in its
     forms either; all else sends none."""
 
-    def __init__(self, app: ASGIApp, secure: bool) -> None:
-        self._app, self._secure = app, secure
+    def __init__(self, app: ASGIApp, secure: bool, origin: str) -> None:
+        self._app, self._secure, self._origin = app, secure, origin
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         nonce = secrets.token_urlsafe(16)
-        scope.setdefault("state", {}).update(nonce=nonce, account=None, session=None, csrf="")
+        scope.setdefault("state", {}).update(nonce=nonce, account=None, session=None, csrf="", origin=self._origin)
 
         async def hardened(message: Message) -> None:
             if message["type"] == "http.response.start":

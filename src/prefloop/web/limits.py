@@ -21,6 +21,7 @@ class Limits:
 
     names: tuple[str, ...] = ("127.0.0.1", "localhost", "::1")
     secure: bool = False  # served by TLS
+    origin: str = ""  # under which a proxy that speaks TLS is known, such as https://labels.example.org
     anonymous_body: int = 64 * 1024
     body: int = 2 * 2**20
     uploads: tuple[str, ...] = ("/import", "/new")  # where files come in

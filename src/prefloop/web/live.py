@@ -29,7 +29,7 @@ class Shown:
 
 class Live:
     """The figures of every campaign that somebody looked at. They are computed anew, one at a time, where labels came
-    since; the pages never wait for that."""
+    or the campaign or a group changed since; the pages never wait for that."""
 
     def __init__(self, store: Store, overview: Overview, jobs: Jobs) -> None:
         self._store, self._overview, self._jobs = store, overview, jobs
@@ -59,9 +59,9 @@ class Live:
     def _due(self, run: str) -> bool:
         if run not in self._made:
             return True
-        figures, _, at, took = self._made[run]
+        _, _, at, took = self._made[run]
         rested = time.monotonic() - at > max(_SOONEST, took / _SHARE)
-        return rested and self._overview.newest(run) > figures.number
+        return rested and self._runs[run].stale()
 
     def _compute(self, run: str) -> str:
         figures = self._runs.setdefault(run, Figures(self._store.engine, run))

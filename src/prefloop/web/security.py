@@ -34,7 +34,7 @@ def protect(app: Starlette, workspace: Workspace, limits: Limits) -> Starlette:
     app.add_middleware(Identity, workspace=workspace, secure=limits.secure)
     app.add_middleware(KnownHosts, names=limits.names)
     app.add_middleware(Caught)
-    app.add_middleware(Hardened, secure=limits.secure)
+    app.add_middleware(Hardened, secure=limits.secure, origin=limits.origin)
     app.add_middleware(Pieces)
     return app
 

@@ -7,12 +7,14 @@ import contextlib
 import errno
 import ipaddress
 import os
+import re
 import socket
 import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -27,6 +29,7 @@ from prefloop.web.workspace import Workspace, database_of, open_workspace
 FIRST_PORT = 8765
 _PORTS = 20
 _HEAD_BYTES = 16 * 1024
+_PUBLIC = re.compile(r"(https://[a-z0-9.-]+(?::[0-9]{1,5})?)/?")
 _PATIENCE = 15.0  # seconds
 _CONNECTIONS = 512  # more are told to come back later
 _SWITCH = 0.0005  # seconds that a busy thread keeps Python for: what a labeler waits for takes it many times over
@@ -34,17 +37,33 @@ _SWITCH = 0.0005  # seconds that a busy thread keeps Python for: what a labeler 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """Where to listen. No port: the first free one from FIRST_PORT on. `names`: under which others know this server."""
+    """Where to listen. No port: the first free one from FIRST_PORT on. `names`: under which others know this server.
+    `public`: the address of a reverse proxy on this machine that speaks TLS, such as https://labels.example.org."""
 
     host: str = "127.0.0.1"
     port: int | None = None
     names: Sequence[str] = ()
     certificate: Path | None = None
     private_key: Path | None = None
+    public: str = ""
+
+    @property
+    def origin(self) -> str:
+        """`public` as browsers send it; empty without. Raises PrefloopError for what is no such address."""
+        if not self.public:
+            return ""
+        parsed = _PUBLIC.fullmatch(self.public.lower())
+        if parsed is None:
+            raise PrefloopError(
+                f"--public-url {self.public} is no address such as https://labels.example.org; mend it."
+            )
+        return parsed[1].removesuffix(":443")
 
     @property
     def local(self) -> bool:
         """Whether only this machine can reach it."""
+        if self.public:
+            return False
         if self.host == "localhost":
             return True
         try:
@@ -88,7 +107,8 @@ def server_config(workspace: Workspace, limits: Limits, seconds: float = _PATIEN
         log_level="error",
         access_log=False,  # addresses of links are secrets
         server_header=False,
-        proxy_headers=False,
+        proxy_headers=bool(limits.origin),  # who asks, by X-Forwarded-For
+        forwarded_allow_ips=["127.0.0.1", "::1"],
         limit_concurrency=_CONNECTIONS,
         timeout_keep_alive=15,
         timeout_graceful_shutdown=5,
@@ -137,7 +157,9 @@ class PunctualProtocol(H11Protocol):
 
 
 def _config(workspace: Workspace, place: Place) -> uvicorn.Config:
-    limits = Limits(names=(*Limits().names, place.host, *place.names), secure=place.certificate is not None)
+    origin = place.origin
+    names = (*Limits().names, place.host, *place.names, *([urlsplit(origin).hostname or ""] if origin else []))
+    limits = Limits(names=names, secure=bool(origin) or place.certificate is not None, origin=origin)
     config = server_config(workspace, limits)
     config.ssl_certfile, config.ssl_keyfile = place.certificate, place.private_key
     try:
@@ -168,9 +190,10 @@ def _keep_to_ourselves(folder: Path, database: str) -> None:
 def _check_reach(workspace: Workspace, place: Place) -> None:
     guarded = any(account.may("admin") and account.has_password for account in workspace.accounts.all())
     if not place.local and not guarded:
+        where, option = (place.public, "--public-url") if place.public else (place.host, "--host")
         raise PrefloopError(
-            f"Other machines could reach {place.host}, and there is no admin with a password yet: prefloop serve"
-            f" --host {place.host} --add-admin NAME makes one."
+            f"Other machines could reach {where}, and there is no admin with a password yet: prefloop serve"
+            f" {option} {where} --add-admin NAME makes one."
         )
 
 
@@ -193,10 +216,12 @@ def _listen(place: Place) -> socket.socket:
 
 def _greeting(workspace: Workspace, place: Place, port: int) -> str:
     scheme = "http" if place.certificate is None else "https"
-    shown = place.names[0] if place.names else place.host
+    shown = place.names[0] if place.names and not place.public else place.host
     address = f"{scheme}://{f'[{shown}]' if ':' in shown else shown}:{port}"
-    first = f"prefloop serves {workspace.folder.absolute()} at {address} (Ctrl-C stops it)."
+    where = f"{place.origin}, through a proxy to {address}" if place.public else address
+    first = f"prefloop serves {workspace.folder.absolute()} at {where} (Ctrl-C stops it)."
     if place.local:
         return f"{first}\nOpen {address}/start/{workspace.invites.start()}\nThis link works once."
-    warning = "" if place.certificate else "\nWithout TLS, passwords and labels can be read on their way: see --help."
-    return f"{first}{warning}\nSign in at {address}/login"
+    bare = place.certificate is None and not place.public
+    warning = "\nWithout TLS, passwords and labels can be read on their way: see --help." if bare else ""
+    return f"{first}{warning}\nSign in at {place.origin or address}/login"

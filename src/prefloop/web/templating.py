@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
 import mimetypes
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,9 +36,13 @@ def static(name: str) -> str:
 
 
 def page(request: Request, template: str, *, status: int = 200, **context: Json) -> HTMLResponse:
-    """A page, with `account`, `csrf` and `nonce` of the request at hand."""
+    """A page, with `account`, `csrf` and `nonce` of the request at hand, and `owner`, a mark of that account of this
+    workspace, by which scripts keep what is somebody's from others at the same browser."""
     state = request.state
     given = {"account": state.account, "csrf": state.csrf, "nonce": state.nonce, "path": request.url.path}
+    if state.account is not None:
+        mark = hmac.new(workspace(request).key, b"owner" + state.account.name.encode(), hashlib.sha256)
+        given["owner"] = mark.hexdigest()[:16]
     text = _templates.get_template(template).render(**given, **context)
     return HTMLResponse(text.encode(errors="replace"), status)  # lone surrogates of a text cannot be sent
 

@@ -32,11 +32,12 @@ def try_example(request: Request) -> Response:
 
 
 def _card(request: Request, campaign: Campaign) -> dict[str, Json]:
-    work, name = workspace(request), request.state.account.name
+    """`whole`: for reviewers alone, since after a task a labeler could tell by it whether that was a known answer."""
+    work, account = workspace(request), request.state.account
     return {
         "campaign": campaign,
-        "whole": work.progress.campaign(campaign.run),
-        "mine": work.progress.labeler(campaign.run, name, 0),
+        "whole": work.progress.campaign(campaign.run) if account.may("reviewer") else None,
+        "mine": work.progress.labeler(campaign.run, account.name, 0),
     }
 
 

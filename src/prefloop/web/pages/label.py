@@ -34,16 +34,17 @@ _ROLES = {"user": "User", "assistant": "Assistant", "system": "Instructions"}
 
 @allowed("labeler")
 def intro(request: Request) -> Response:
-    """What the campaign is, and how far this labeler is in it."""
-    work, campaign = workspace(request), _campaign(request)
+    """What the campaign is, and how far this labeler is in it. How far the whole of it is is for reviewers alone: after
+    a task a labeler could tell by it whether that was a known answer."""
+    work, campaign, account = workspace(request), _campaign(request), request.state.account
     config = campaign.config
     practice = config.calibration if config.feedback else 0
     return page(
         request,
         "label/intro.html",
         campaign=campaign,
-        mine=work.progress.labeler(campaign.run, request.state.account.name, practice),
-        whole=work.progress.campaign(campaign.run),
+        mine=work.progress.labeler(campaign.run, account.name, practice),
+        whole=work.progress.campaign(campaign.run) if account.may("reviewer") else None,
         said=next((SAID[word] for word in request.query_params if word in SAID), ""),
     )
 

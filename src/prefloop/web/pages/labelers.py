@@ -85,7 +85,7 @@ def _with_others(figures: CampaignFigures, mine: Labeler) -> list[Markup]:
     if not others:
         return []
     values, low, high = ([float(matrix[me, place]) for place in others] for matrix in (both.kappa, both.low, both.high))
-    labels = [f"{names[place]}, {both.shared[me, place]} items" for place in others]
+    labels = [f"{names[place]}, {both.shared[me, place]} pairs of answers" for place in others]
     return [charts.bars("Cohen's kappa with others", labels, values, low=low, high=high, unit="signed", reference=0.0)]
 
 

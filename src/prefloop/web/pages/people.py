@@ -11,7 +11,7 @@ from starlette.routing import Route
 from prefloop.store.accounts import ROLES
 from prefloop.types import PrefloopError
 from prefloop.web.errors import sentence
-from prefloop.web.forms import field
+from prefloop.web.forms import field, own_origin
 from prefloop.web.security import allowed
 from prefloop.web.templating import page, workspace
 from prefloop.web.workspace import Workspace
@@ -87,7 +87,7 @@ def _withdraw(found: Workspace, request: Request, by: str) -> None:
 
 
 def _address(request: Request, token: str) -> str:
-    return f"{request.url.scheme}://{request.headers['host']}/invite/{token}"
+    return f"{own_origin(request)}/invite/{token}"
 
 
 def _people(request: Request, *, status: int = 200, error: str = "", secret: str = "", secret_of: str = "") -> Response:

@@ -18,16 +18,13 @@
 
   const number = (value) => (Number.isFinite(value) ? value : null);
   const numbers = (values) => (Array.isArray(values) ? values.map(number) : []);
-  const local = (seconds) => {
-    const at = new Date(seconds * 1000);
-    return new Date(at - at.getTimezoneOffset() * 60000).toISOString().slice(0, 19);
-  };
-  const along = (values, unit) => numbers(values).map((v) => (v === null || unit !== "time" ? v : local(v)));
+  const moment = (seconds) => new Date(seconds * 1000).toISOString().slice(0, 19); // in UTC, as in tables and pages
+  const along = (values, unit) => numbers(values).map((v) => (v === null || unit !== "time" ? v : moment(v)));
 
   function axis(look, unit) {
     const base = { gridcolor: look.line, linecolor: look.line, zerolinecolor: look.line, automargin: true, tickangle: 0 };
     if (unit === "share") return { ...base, tickformat: ".0%" };
-    if (unit === "time") return { ...base, type: "date" };
+    if (unit === "time") return { ...base, type: "date", title: { text: "UTC" } };
     return base;
   }
 

@@ -1,7 +1,9 @@
 // Labeling: drafts, the lease's heartbeat, submits that wait for the server's word, and keys.
 // Without this the page is a plain form that does the same.
 
-const PREFIX = "prefloop:task:";
+const owner = (page) => page.documentElement.dataset.owner; // which account of which workspace a page is for
+const EVERYBODYS = "prefloop:task:";
+const PREFIX = `${EVERYBODYS}${owner(document)}:`;
 const KEYS = "prefloop:keys";
 const KEPT_MS = 30 * 24 * 3600 * 1000;
 const OWN = ["csrf", "nonce", "version", "confirm"]; // of the page, not of the labeler
@@ -13,7 +15,8 @@ const state = document.getElementById("state");
 let csrf = document.querySelector("input[name=csrf]")?.value ?? "";
 
 // What this browser keeps of a task until the server has it: {fields, at}, and `sending` where it is an answer on its
-// way, `change` where it is to replace one that the server has, `say` where the labeler is to be told.
+// way, `change` where it is to replace one that the server has, `say` where the labeler is to be told. Others who sign
+// in at this browser neither see it nor send it.
 
 function kept(task) {
   try { return JSON.parse(localStorage.getItem(PREFIX + task)); } catch { return null; }
@@ -24,6 +27,15 @@ function keep(task, entry) {
 function forget(task, at) {
   if (at && kept(task)?.at !== at) return; // another tab has kept something newer
   try { localStorage.removeItem(PREFIX + task); } catch { /* nothing was kept */ }
+}
+function forgetOld() {
+  try {
+    for (const key of Object.keys(localStorage).filter((key) => key.startsWith(EVERYBODYS))) {
+      let at = 0;
+      try { at = JSON.parse(localStorage.getItem(key)).at; } catch { /* it is none of ours */ }
+      if (!(at > Date.now() - KEPT_MS)) localStorage.removeItem(key);
+    }
+  } catch { /* nothing was kept */ }
 }
 function keptTasks() {
   try { return Object.keys(localStorage).filter((key) => key.startsWith(PREFIX)).map((key) => key.slice(PREFIX.length)); } catch { return []; }
@@ -43,17 +55,18 @@ function send(address, given) {
 }
 const refused = (reply) => [401, 403, 413].includes(reply.status); // 413: strangers may send but little
 
-// A token of the session as it is now; false where nobody is signed in.
+// A token of the session as it is now; false where nobody is signed in, or somebody else.
 async function renewToken() {
   const reply = await fetch(location.href);
   if (reply.redirected || !reply.ok) return false;
   const page = new DOMParser().parseFromString(await reply.text(), "text/html");
+  if (owner(page) !== owner(document)) return false;
   csrf = page.querySelector("input[name=csrf]")?.value ?? csrf;
   for (const input of document.querySelectorAll("input[name=csrf]")) input.value = csrf;
   return true;
 }
 
-// One attempt: {to}, {problems, confirm}, or {again: why} where it may work later.
+// One attempt: {to}, {problems, confirm, missing} (whether there is no such task), or {again: why} where it may work later.
 async function attempt(task, given) {
   try {
     let reply = await send(`/t/${task}/submit`, given);
@@ -64,7 +77,8 @@ async function attempt(task, given) {
     const later = reply.status >= 500 || [401, 403, 408, 429].includes(reply.status);
     if (!later) {
       const outcome = await reply.json();
-      return outcome.to ? outcome : { confirm: outcome.confirm, problems: outcome.problems ?? { "": outcome.error } };
+      if (outcome.to) return outcome;
+      return { confirm: outcome.confirm, problems: outcome.problems ?? { "": outcome.error }, missing: reply.status === 404 };
     }
     return { again: "Not saved yet: the server is in trouble. Trying again." };
   } catch {
@@ -100,12 +114,12 @@ function tell(outcome) {
 async function sendLeftovers(except) {
   for (const task of keptTasks()) {
     const entry = kept(task);
-    if (!entry || entry.at < Date.now() - KEPT_MS) forget(task);
-    else if (task === except || entry.change) continue;
-    else if (entry.sending) {
+    if (!entry || task === except || entry.change) continue;
+    if (entry.sending) {
       const outcome = await deliver(task, entry.fields, tell);
       trouble.hidden = true;
-      if (outcome.to) { forget(task); continue; }
+      if (outcome.to) forget(task);
+      if (outcome.to || outcome.missing) continue;
       keep(task, { fields: entry.fields });
       say("An answer from before could not be kept as it was.", `/t/${task}`, "Look at it");
     } else {
@@ -115,6 +129,7 @@ async function sendLeftovers(except) {
   }
 }
 
+forgetOld();
 if (form) begin();
 sendLeftovers(form?.dataset.task);
 addEventListener("pageshow", (event) => { if (event.persisted) location.reload(); });
@@ -207,10 +222,11 @@ function begin() {
       const word = Object.assign(document.createElement("input"), { type: "hidden", name: "confirm", value: confirm });
       form.append(word);
     }
-    const first = [...form.querySelectorAll("[data-problem]")].find((line) => !line.hidden);
-    first?.scrollIntoView({ block: "nearest" });
-    state.textContent = "Not kept yet";
-    return first;
+    const shown = [...form.querySelectorAll("[data-problem]")].filter((line) => !line.hidden);
+    shown[0]?.scrollIntoView({ block: "nearest" });
+    const why = shown.map((line) => line.textContent).join(" "); // for those who hear the page
+    state.replaceChildren("Not kept yet", Object.assign(document.createElement("span"), { className: "unseen", textContent: `: ${why}` }));
+    return shown[0];
   }
   async function submit(given) {
     if (busy) return;
@@ -235,7 +251,7 @@ function begin() {
       return;
     }
     const first = show(outcome.problems, outcome.confirm);
-    keep(task, { fields: given, change: changes() });
+    keep(task, outcome.missing ? { fields: given, sending: true } : { fields: given, change: changes() });
     const field = first?.closest("fieldset:not(#fields), .field")?.querySelector("input, textarea");
     (outcome.confirm ? document.getElementById("submit") : field ?? focused)?.focus({ preventScroll: true });
   }
