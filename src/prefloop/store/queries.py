@@ -148,6 +148,13 @@ COUNTED = update(strata).where(_STRATUM).values(counted=strata.c.counted + bindp
 WAS_UNIFORM = select(tasks.c.uniform).where(tasks.c.id == bindparam("b_task"))
 FINISH = update(tasks).where(tasks.c.id == bindparam("b_task")).values(state="done", draft=None)
 LATEST = select(judgments).where(judgments.c.task == bindparam("b_task"), judgments.c.latest)
+BEFORE = select(judgments).where(  # the answer that a new one replaces: of this task, or imported
+    judgments.c.run == _RUN,
+    judgments.c.comparison_id == bindparam("b_item"),
+    judgments.c.annotator == _WHO,
+    judgments.c.repeat == bindparam("b_repeat"),
+    judgments.c.latest,
+)
 KEPT = select(judgments.c.number.label("judgment"), judgments.c.version, judgments.c.status, judgments.c.late).where(
     judgments.c.nonce == bindparam("b_nonce"), judgments.c.task == bindparam("b_task")
 )
