@@ -337,8 +337,7 @@ def _dense(ranks: Sequence[int]) -> tuple[int, ...]:
 def _move(connection: Connection, task: Task, *, taken: int = 0, counted: int = 0) -> None:
     item = {"b_run": task.run, "b_item": task.comparison.id}
     connection.execute(queries.MOVED, {**item, "b_taken": taken, "b_counted": counted})
-    if counted:
-        where = connection.execute(queries.STRATUM, item).one()
+    if counted and (where := connection.execute(queries.STRATUM, item).first()):  # none while it is held back
         group = {"b_run": task.run, "b_slice": where.slice, "b_mix": where.mix}
         connection.execute(queries.COUNTED, {**group, "b_counted": counted})
 

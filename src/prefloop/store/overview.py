@@ -30,7 +30,7 @@ class Counts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stratum:
-    """One slice and kind of prompt."""
+    """One slice and kind of prompt; items that are held back are not counted."""
 
     slice: str
     mix: str
