@@ -45,7 +45,7 @@ def comparison(name: str, *said: str) -> Comparison:
 
 def judgment(name: str, annotator: str = "ada", probability: float = 1.0) -> Judgment:
     return Judgment(
-        comparison_id=name, annotator=annotator, probability=probability, axes={"safe": True}, rationale="because"
+        comparison_id=name, annotator=annotator, probability=probability, axes={"safe": 1}, rationale="because"
     )
 
 
@@ -109,6 +109,7 @@ def test_the_first_judgment_of_a_key_stays(url: str) -> None:
         (Judgment(comparison_id="a", annotator="ada", ranking=(0, 1), probability=1.0), "either a ranking or"),
         (Judgment(comparison_id="three", annotator="ada", ranking=(0, 1)), "needs 3 ranks"),
         (Judgment(comparison_id="a", annotator="ada", ranking=(0, -1)), "needs 2 ranks"),
+        (Judgment(comparison_id="a", annotator="ada", ranking=(0, 1), strength=0), "strength goes from 1"),
         (dataclasses.replace(judgment("a"), seconds=math.inf), "not JSON compliant"),
     ],
 )

@@ -65,8 +65,8 @@ class Answers:
         """Keep an answer; it is on disk when this returns. A nonce that was seen gives the receipt of then.
 
         Work is never turned away for being late: where the item's place went to another, it is kept as `extra`. A
-        second answer to a task is a new version, and so is one to an item of which a label was imported. Raises MissingError for another's task, and AnswerError for an answer
-        that its campaign's version does not allow."""
+        second answer to a task is a new version, and so is one to an item of which a label was imported. Raises
+        MissingError for another's task, and AnswerError for an answer that its campaign's version does not allow."""
         return db.retried(self._engine, lambda connection: self._submit(connection, task_id, annotator, answer, nonce))
 
     def withdraw(self, campaign: Campaign, annotator: str) -> Task | None:
