@@ -19,7 +19,7 @@ import prefloop
 from prefloop.data import tables as files
 from prefloop.data.jsonl import content_id, encode_json, write_atomic, write_lines
 from prefloop.store import audit, db, tables
-from prefloop.store.labels import STANDING, Label, Store
+from prefloop.store.labels import BLANK, STANDING, Label, Store
 from prefloop.store.pairs import PairView, Posteriors, pair_views
 from prefloop.types import (
     Comparison,
@@ -38,7 +38,6 @@ _CHUNK, _PSEUDONYM = 200, 10
 _ENDINGS = {".jsonl": "jsonl", ".parquet": "parquet", ".csv": "csv", "": "datasets"}
 _FACTS = ("status", "late", "uniform", "campaign_version", "at", "server_seconds")
 _LABEL = ("judgment", "simulated", "group", *_FACTS)
-_BLANK: Mapping[str, Json] = to_json(Judgment(comparison_id="", annotator=""))
 _SAID, _PROMPT, _ITEM = (tuple(f.name for f in dataclasses.fields(kind)) for kind in (Judgment, Prompt, Completion))
 _CSV_SAID = _SAID[2:]
 _decode = json.JSONDecoder().raw_decode
@@ -230,7 +229,7 @@ def _labels(
 def _said(content: dict[str, Json]) -> dict[str, Json]:
     """A judgment as it is written today: whole, in this order, with decimal points. Most are so already."""
     if tuple(content) != _SAID:
-        content = {**_BLANK, **content}
+        content = {**BLANK, **content}
     for name in ("probability", "seconds"):
         if type(content[name]) is int:
             content[name] = float(content[name])

@@ -21,6 +21,8 @@ from prefloop.types import CANT_JUDGE, Comparison, Json, Judgment, PrefloopError
 
 STANDING = ("counted", "extra")
 STATUSES = (*STANDING, "gold", "repeat", "unjudged")
+BLANK: Mapping[str, Json] = to_json(Judgment(comparison_id="", annotator=""))
+"""The fields that labels of the first schema lack."""
 MOST_ANSWERS = 10
 """In one comparison: the ranks that the labeling page's form has digits for."""
 _CHUNK = 500
