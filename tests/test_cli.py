@@ -20,7 +20,9 @@ from prefloop.configs.pipeline import STAGES
 from prefloop.store import db
 from prefloop.store.campaigns import Campaigns
 from prefloop.store.clock import Clock
+from prefloop.store.exchange import export
 from prefloop.store.labels import open_store
+from prefloop.store.private import workspace_key
 from prefloop.types import Comparison, Completion, Judgment, Message, PrefloopError, Prompt, Sampling
 
 runner = CliRunner()
@@ -180,6 +182,12 @@ def test_names_become_pseudonyms_by_a_key(tmp_path: Path, one: str) -> None:
     key.write_bytes(b"0123456789abcdef")
     assert labels(*words)[0] == 0
     assert b"Ada" not in file.read_bytes()
+    back = ("import", "runs/try", file, "--database", one)
+    assert "is a pseudonym of somebody whose labels are here already" in labels(*back)[1]["error"]
+    with open_store(one) as store:
+        export(store, "runs/try/label", file, key=workspace_key(tmp_path))
+    done = labels(*back)[1]
+    assert (done["labels"], done["known_labels"]) == (0, 1)
 
 
 def test_other_peoples_answers_go_into_a_campaign_of_any_name(tmp_path: Path, one: str) -> None:

@@ -230,7 +230,7 @@ def export_labels(
     format: Annotated[
         str,
         typer.Option(
-            help="jsonl, parquet and datasets lose nothing; csv is for spreadsheets; preferences and demonstrations are"
+            help="jsonl, parquet and datasets hold it all; csv is for spreadsheets; preferences and demonstrations are"
             " what the stages train on. Without it: by FILE's ending."
         ),
     ] = "",
@@ -286,10 +286,13 @@ def import_labels(
         from prefloop.store.clock import Clock
         from prefloop.store.imports import import_items
         from prefloop.store.labels import open_store
+        from prefloop.store.private import KEY, workspace_key
 
+        key = workspace_key(Path()) if Path(KEY).exists() else None
+        how: dict[str, Any] = {"pairs": pairs, "ways": ways, "seed": seed, "skip_bad": skip_bad, "key": key}
         with open_store(database) as store:
             campaigns, name = Campaigns(store.engine, Clock()), _label_run(run, store)
-            made = import_items(store, campaigns, name, file, pairs=pairs, ways=ways, seed=seed, skip_bad=skip_bad)
+            made = import_items(store, campaigns, name, file, **how)
         return asdict(made)
 
     finish(work, as_json)

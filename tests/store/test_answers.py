@@ -16,7 +16,7 @@ from prefloop.store import audit, db
 from prefloop.store.answers import Answer, decode, encode, judged_choice
 from prefloop.store.assignment import Task
 from prefloop.store.campaigns import Item
-from prefloop.types import CANT_JUDGE, PrefloopError, to_json
+from prefloop.types import CANT_JUDGE, Judgment, PrefloopError, to_json
 from tests.store.scene import RUN, Scene, answer, comparison, plain
 
 Stage = Callable[..., Scene]
@@ -164,6 +164,22 @@ def test_an_answer_changed_is_a_new_version_and_the_latest_counts(stage: Stage) 
     (judgment,) = here.store.judgments(RUN)
     assert judgment.strength == 3
     assert here.item("a")["counted"] == here.item("a")["taken"] == 1
+
+
+@pytest.mark.parametrize("unjudged", [False, True])
+def test_an_answer_replaces_a_label_that_was_imported_while_its_task_was_open(stage: Stage, unjudged: bool) -> None:
+    here = stage(plain(overlap=2), [comparison("a")])
+    mine = here.next("ada")
+    assert mine is not None
+    here.store.add_judgments(RUN, [Judgment(comparison_id="a", annotator="ada", ranking=(0, 1))], simulated=False)
+    assert here.item("a")["taken"] == 2
+    given_ = Answer(flags=[CANT_JUDGE]) if unjudged else answer(mine, 3)
+    receipt = here.answers.submit(mine.id, "ada", given_, nonce="n")
+    assert (receipt.version, receipt.status) == (2, "unjudged" if unjudged else "counted")
+    assert [row["latest"] for row in here.rows()] == [False, True]
+    assert here.item("a")["taken"] == here.item("a")["counted"] == (0 if unjudged else 1)
+    here.answers.withdraw(here.campaign, "ada")
+    assert here.store.judgments(RUN) == [] and here.store.verify().judgments == 3
 
 
 def test_line_24_who_loses_the_race_for_a_place_is_kept_as_extra(stage: Stage) -> None:

@@ -26,6 +26,16 @@ def test_line_29_a_running_server_does_not_notice_that_its_clock_is_set(
     assert 0 <= clock() - before < 1
 
 
+def test_time_goes_on_while_the_machine_sleeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not hasattr(time, "CLOCK_BOOTTIME"):
+        pytest.skip("this system has one clock that nobody sets")
+    clock = Clock()
+    before, real = clock(), time.clock_gettime
+    slept = {time.CLOCK_REALTIME: HOUR, time.CLOCK_BOOTTIME: HOUR}
+    monkeypatch.setattr(time, "clock_gettime", lambda which: real(which) + slept.get(which, 0))
+    assert HOUR <= clock() - before < HOUR + 60
+
+
 @pytest.mark.parametrize("jump", [-DAY, -HOUR, HOUR, DAY])
 def test_line_29_a_server_that_starts_with_another_time_keeps_order_leases_and_work(
     stage: Callable[..., Scene], monkeypatch: pytest.MonkeyPatch, jump: float

@@ -24,6 +24,7 @@ from prefloop.data.rows import read_rows
 from prefloop.data.tables import unpacked
 from prefloop.store import db, exchange, tables
 from prefloop.store.answers import Answer
+from prefloop.store.campaigns import Campaigns, Item
 from prefloop.store.exchange import CSV_COLUMNS, FORMATS, Labeled, export, manifest_path
 from prefloop.store.imports import import_items
 from prefloop.store.labels import Label, Store, open_store
@@ -185,10 +186,10 @@ def labeled(draw: st.DrawFn, id_: str, size: int) -> list[Label]:
             ranking=None if soft or unjudged else ranking,
             probability=draw(st.sampled_from([0, 0.25, 1, 1 / 3])) if soft and not unjudged else None,
             strength=draw(st.none() | st.integers(1, 4)),
-            axes=draw(st.dictionaries(texts, st.integers(-4, 4) | texts, max_size=2)),
+            axes=draw(st.dictionaries(texts, st.integers(-4, 4), max_size=2)),
             flags=(CANT_JUDGE,) if unjudged else tuple(draw(st.lists(texts, max_size=2))),
-            ratings=tuple(draw(st.lists(st.integers(1, 7), max_size=size))),
-            checks=draw(st.dictionaries(texts, st.lists(st.booleans(), max_size=2).map(tuple), max_size=2)),
+            ratings=draw(st.just(()) | st.tuples(*[st.integers(1, 7)] * size)),
+            checks=draw(st.dictionaries(texts, st.tuples(*[st.booleans()] * size), max_size=2)),
             edit=draw(texts),
             rationale=draw(texts),
             shown_order=tuple(draw(st.permutations(range(size)))),
@@ -242,6 +243,30 @@ def test_any_labels_make_the_round_trip(url: str, tmp_path: Path, format: str) -
     with open_store(url) as store:
         check()
         store.verify()
+
+
+def test_what_a_campaign_was_told_of_an_item_goes_along(stage: Stage, tmp_path: Path) -> None:
+    gold = {"ranking": [0, 1], "note": "known"}
+    items = [Item(comparison_id="a", mix="hard", priority=0.5), Item(comparison_id="b", held="identical answers")]
+    here = stage(plain(), [comparison(name) for name in "abc"], [*items, Item(comparison_id="c", gold=gold)])
+    one, two, three = (tmp_path / f"{i}.jsonl" for i in range(3))
+    export(here.store, RUN, one)
+    with open_store(f"sqlite:///{tmp_path / 'elsewhere.db'}") as store:
+        campaigns = Campaigns(store.engine, here.clock)
+        campaigns.create("r", plain(), by="ada")
+        done = import_items(store, campaigns, "r", one)
+        assert (done.items, done.held) == (3, 1)
+        export(store, "r", two)
+        import_items(store, None, "waiting", one)
+        export(store, "waiting", three)
+    assert one.read_bytes() == two.read_bytes()
+    assert [(row.mix, row.priority, row.held) for row in labels_of(two)] == [
+        ("hard", 0.5, ""),
+        ("", 0.0, "identical answers"),
+        ("", 0.0, ""),
+    ]
+    # Only a campaign holds back.
+    assert [(row.priority, row.held) for row in labels_of(three)] == [(0.5, ""), (0.0, ""), (0.0, "")]
 
 
 def test_a_changed_export_is_refused(tmp_path: Path) -> None:

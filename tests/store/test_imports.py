@@ -21,7 +21,7 @@ from prefloop.store import imports
 from prefloop.store.exchange import export
 from prefloop.store.imports import Imported, import_items
 from prefloop.store.labels import open_store
-from prefloop.types import Comparison, PrefloopError
+from prefloop.types import Comparison, PrefloopError, to_json
 from tests.store.scene import RUN, Scene, comparison, plain
 
 Stage = Callable[..., Scene]
@@ -152,6 +152,8 @@ def test_odd_rows_that_have_a_defined_outcome(
         ({"prompt": "Q"}, "a prompt without an answer"),
         (battle(judge="x\ny"), "printable"),
         (battle(mix="\ud800"), "printable"),
+        ({"prompt": "Q", "answers": list("abcdefghijk"), "ranking": [0] * 11}, "11 answers; .* at most 10"),
+        ({"id": "x", "prompt": {"id": "p", "messages": []}, "items": to_json(comparison("x").items)}, "no message"),
     ],
 )
 def test_odd_rows_stop_the_import_or_are_counted(
@@ -219,6 +221,34 @@ def test_extras_reach_the_campaign(empty: Scene, tmp_path: Path) -> None:
     assert json.loads(event["content"])["added"] == 3
 
 
+def test_the_log_says_who_imported_labels(empty: Scene, tmp_path: Path) -> None:
+    import_items(empty.store, empty.campaigns, RUN, write(tmp_path, [battle(judge="bob")]), by="eve")
+    (event,) = [row for row in empty.rows("events") if row["kind"] == "labels added"]
+    assert event["actor"] == "eve" and json.loads(event["content"])["run"] == RUN
+
+
+def test_ten_answers_are_taken(empty: Scene, tmp_path: Path) -> None:
+    rows = [{"prompt": "Q", "answers": list("abcdefghij"), "ranking": list(range(10))}]
+    assert import_items(empty.store, empty.campaigns, RUN, write(tmp_path, rows)).labels == 1
+
+
+def test_pseudonyms_of_this_workspace_are_read_as_the_names_they_stand_for(empty: Scene, tmp_path: Path) -> None:
+    key, path = b"0123456789abcdef", tmp_path / "out.jsonl"
+    empty.label("ada")
+    import_items(empty.store, empty.campaigns, RUN, write(tmp_path, [battle(judge="bob"), battle("tie", 1)]))
+    assert export(empty.store, RUN, path, key=key)["labels"] == 3
+    empty.answers.withdraw(empty.campaign, "ada")
+    done = import_items(empty.store, empty.campaigns, RUN, path, key=key)
+    assert (done.labels, done.known_labels) == (0, 3)
+    assert import_items(empty.store, None, "copy", path, key=key).labels == 3
+    assert list(empty.store.annotators("copy")) == ["ada", "bob", "imported"]
+    for other in (None, b"another key than that"):
+        with pytest.raises(PrefloopError, match=r"out\.jsonl:1: '\w{10}' is a pseudonym of somebody whose labels"):
+            import_items(empty.store, empty.campaigns, RUN, path, key=other)
+    export(empty.store, RUN, path)
+    assert import_items(empty.store, empty.campaigns, RUN, path).labels == 0
+
+
 def test_the_first_row_of_a_comparison_decides_but_for_labels(empty: Scene, tmp_path: Path) -> None:
     rows = [battle("model_a", judge="ann", mix="easy"), battle("model_a", judge="ben", mix="hard", priority=9)]
     import_items(empty.store, empty.campaigns, RUN, write(tmp_path, rows))
@@ -260,7 +290,7 @@ def test_our_own_rows_that_do_not_fit_are_named(tmp_path: Path) -> None:
         import_items(store, None, "r", path)
         export(store, "r", tmp_path / "out.jsonl")
         (good,) = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-        label = good["labels"][0]
+        label, asked = good["labels"][0], good["comparison"]
         said = label["judgment"]
         for change, message in (
             ({"labels": 3}, "a list is needed, not int"),
@@ -270,7 +300,22 @@ def test_our_own_rows_that_do_not_fit_are_named(tmp_path: Path) -> None:
             ({"labels": [label | {"judgment": said | {"comparison_id": "x"}}]}, "a label is of comparison 'x'"),
             ({"comparison": good["comparison"] | {"items": []}}, "0 answer; a comparison needs two"),
             ({"mix": "\0"}, "holds a character that is no text"),
+            ({"held": "\0"}, "holds a character that is no text"),
             ({"more": 1}, "unknown field 'more'"),
+            ({"gold": {"note": "none"}}, "'gold' needs a rank for each of 2 answers"),
+            ({"gold": {"ranking": [0, 2]}}, "'gold' needs a rank for each of 2 answers"),
+            ({"comparison": asked | {"prompt": asked["prompt"] | {"messages": []}}}, "the prompt has no message"),
+            ({"comparison": asked | {"items": asked["items"] * 6}, "labels": []}, "12 answers; .* at most 10"),
+            ({"labels": [label | {"at": 1.7e12}]}, "at is a time in seconds since 1970, not 1700000000000"),
+            ({"labels": [label | {"campaign_version": 2**70}]}, "campaign_version is a number from 1"),
+            ({"labels": [label | {"judgment": said | {"strength": 5}}]}, "strength goes from 1"),
+            ({"labels": [label | {"judgment": said | {"strength": -1}}]}, "strength goes from 1"),
+            ({"labels": [label | {"judgment": said | {"axes": {"overall": 9}}}]}, "axes need whole numbers"),
+            ({"labels": [label | {"judgment": said | {"axes": {"overall": "x"}}}]}, "axes need whole numbers"),
+            ({"labels": [label | {"judgment": said | {"shown_order": [0, 2]}}]}, "shown_order needs each of 0 to 1"),
+            ({"labels": [label | {"judgment": said | {"shown_order": [1]}}]}, "shown_order needs each of 0 to 1"),
+            ({"labels": [label | {"judgment": said | {"ratings": [8, 1]}}]}, "ratings need 2 numbers from 1 to 7"),
+            ({"labels": [label | {"judgment": said | {"checks": {"cites": [True]}}}]}, "checks need 2 answers"),
         ):
             bad = write(tmp_path, [good, good | change], "bad.jsonl")
             with pytest.raises(PrefloopError, match=rf"bad\.jsonl:2.*{message}"):

@@ -18,7 +18,9 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection, create_engine, text
 
 from prefloop.store import db, tables
+from prefloop.store.clock import Clock
 from prefloop.store.labels import RunLabels, open_store
+from prefloop.store.overview import Filter, Overview
 from prefloop.types import Comparison, Completion, Judgment, Message, PrefloopError, Prompt, Sampling, Segment, to_json
 
 
@@ -45,7 +47,7 @@ def comparison(name: str, *said: str) -> Comparison:
 
 def judgment(name: str, annotator: str = "ada", probability: float = 1.0) -> Judgment:
     return Judgment(
-        comparison_id=name, annotator=annotator, probability=probability, axes={"safe": True}, rationale="because"
+        comparison_id=name, annotator=annotator, probability=probability, axes={"safe": 1}, rationale="because"
     )
 
 
@@ -109,6 +111,7 @@ def test_the_first_judgment_of_a_key_stays(url: str) -> None:
         (Judgment(comparison_id="a", annotator="ada", ranking=(0, 1), probability=1.0), "either a ranking or"),
         (Judgment(comparison_id="three", annotator="ada", ranking=(0, 1)), "needs 3 ranks"),
         (Judgment(comparison_id="a", annotator="ada", ranking=(0, -1)), "needs 2 ranks"),
+        (Judgment(comparison_id="a", annotator="ada", ranking=(0, 1), strength=0), "strength goes from 1"),
         (dataclasses.replace(judgment("a"), seconds=math.inf), "not JSON compliant"),
     ],
 )
@@ -232,16 +235,25 @@ def test_labels_of_the_first_schema_come_along(url: str) -> None:
         migrate(connection, "0001")
         connection.execute(text("INSERT INTO annotators VALUES ('ada', :no)"), {"no": False})
         made = comparison("c")
+        made = dataclasses.replace(made, prompt=dataclasses.replace(made.prompt, slice="law"))
         row = {"prompt": json.dumps(to_json(made.prompt)), "items": json.dumps(to_json(made.items))}
         statement = "INSERT INTO comparisons (run, id, size, prompt, items) VALUES ('r', 'c', 2, :prompt, :items)"
         connection.execute(text(statement), row)
-        said = {"content": json.dumps(to_json(judgment("c")))}
+        lacked = ("flags", "ratings", "checks", "edit")
+        content = {name: value for name, value in to_json(judgment("c")).items() if name not in lacked}
+        said = {"content": json.dumps(content)}
         statement = "INSERT INTO judgments (run, comparison_id, annotator, content) VALUES ('r', 'c', 'ada', :content)"
         connection.execute(text(statement), said)
     engine.dispose()
     with open_store(url) as store:
         assert store.comparisons("r") == [made] and store.judgments("r") == [judgment("c")]
         assert store.verify().judgments == 1
+        overview = Overview(store.engine, Clock())
+        (item,), (label,) = overview.items("r", Filter()), overview.labels("r", "c")
+        assert (item.slice, item.counted, item.state) == ("law", 1, "held")
+        assert label.content == to_json(judgment("c"))
+        with db.transaction(store.engine, write=False) as connection:
+            assert connection.execute(text("SELECT taken FROM comparisons")).scalar() == 1
 
 
 def test_sqlite_settings(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def test_counts_and_strata(mixed: Scene) -> None:
     assert overview(mixed).counts(RUN) == Counts(leased=0, held=1, gold=1)
     assert overview(mixed).strata(RUN) == [
         Stratum(slice="x", mix="easy", items=2, needed=2, counted=0),
-        Stratum(slice="x", mix="hard", items=1, needed=1, counted=0),
+        Stratum(slice="x", mix="hard", items=0, needed=0, counted=0),
         Stratum(slice="y", mix="easy", items=3, needed=3, counted=1),
     ]
     assert overview(mixed).counts("elsewhere") == Counts(leased=0, held=0, gold=0)

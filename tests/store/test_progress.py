@@ -1,15 +1,17 @@
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 import pytest
+from sqlalchemy import func, select
 
-from prefloop.store import db
+from prefloop.store import db, tables
 from prefloop.store.answers import Answer
-from prefloop.store.campaigns import Item
+from prefloop.store.campaigns import Item, recount
 from prefloop.store.progress import Progress, agreement
 from prefloop.types import CANT_JUDGE
-from tests.store.scene import RUN, Scene, comparison, plain
+from tests.store.scene import RUN, Scene, answer, comparison, plain
 
 Stage = Callable[..., Scene]
 
@@ -67,6 +69,66 @@ def test_every_task_takes_one_off_what_is_left_whatever_its_kind(stage: Stage) -
     assert {"gold", "repeat", "item"} == set(kinds)
     assert sums[:27] == [(27, 27 - n) for n in range(1, 27)] + [(28, 1)]
     assert all(left == 1 for _, left in sums[27:-1]) and sums[-1][1] == 0
+
+
+def test_what_is_held_back_is_wanted_of_nobody(stage: Stage) -> None:
+    made = [comparison(f"c{i}") for i in range(5)]
+    items = [Item(comparison_id=c.id, held="names a model" if c.id == "c4" else "") for c in made]
+    here = stage(plain(), made, items)
+    tasks = [here.next(name) for name in ("ada", "bob")]
+    assert all(tasks)
+    first, second = (task.comparison.id for task in tasks if task)
+    here.label("ada")
+    for id_ in (first, second):
+        here.campaigns.hold(RUN, id_, "a duplicate", by="eve")
+        here.campaigns.hold(RUN, id_, "a duplicate of another", by="eve")
+    here.label("bob")  # was handed out before: kept, and counted once the item is released
+    mine, whole = progress(here).labeler(RUN, "ada", 0), progress(here).campaign(RUN)
+    assert (whole.items, whole.wanted, whole.had, mine.left) == (2, 2, 0, 2)
+    while here.label("ada"):
+        pass
+    mine, whole = progress(here).labeler(RUN, "ada", 0), progress(here).campaign(RUN)
+    assert (whole.items, whole.wanted, whole.had, mine.left) == (2, 2, 2, 0)
+    for id_ in (first, second):
+        here.campaigns.hold(RUN, id_, "", by="eve")
+    whole = progress(here).campaign(RUN)
+    assert (whole.items, whole.wanted, whole.had) == (4, 4, 4)
+    here.store.add_comparisons(RUN, [comparison("outside")])
+    here.campaigns.hold(RUN, "outside", "", by="eve")
+    assert progress(here).campaign(RUN).items == 5
+
+
+def _counted(here: Scene) -> tuple[int, int]:
+    """Labels that items have, and that the strata say they have."""
+    with db.transaction(here.engine, write=False) as connection:
+        items = connection.execute(select(func.sum(tables.comparisons.c.counted))).scalar_one()
+        return items, connection.execute(select(func.sum(tables.strata.c.counted))).scalar_one()
+
+
+@pytest.mark.parametrize("first", ["submit", "recount"])
+def test_no_label_is_lost_to_the_count_by_an_import_that_runs_meanwhile(stage: Stage, first: str) -> None:
+    here = stage(plain(overlap=2), [comparison(f"c{i}") for i in range(3)])
+    here.label("bob")
+    task = here.next("ada")
+    assert task is not None
+
+    def import_() -> None:
+        with db.transaction(here.engine, write=True) as connection:
+            recount(connection, RUN)
+
+    def submit() -> None:
+        here.answers.submit(task.id, "ada", answer(task), nonce="n")
+
+    other = threading.Thread(target=import_ if first == "submit" else submit)
+    with db.transaction(here.engine, write=True, turns=first == "recount") as connection:
+        if first == "submit":
+            here.answers._submit(connection, task.id, "ada", answer(task), "n")
+        else:
+            recount(connection, RUN)
+        other.start()
+        other.join(0.5)  # it waits for what this transaction has changed
+    other.join()
+    assert _counted(here) == (2, 2)
 
 
 def test_the_practice_round_tells_how_often_the_labeler_agrees(stage: Stage) -> None:
@@ -149,7 +211,7 @@ def test_progress_reads_through_indices_alone(stage: Stage) -> None:
     progress(here).campaign(RUN)
     progress(here).labeler(RUN, "ada", 3)
     asked = [statement for statement in said if "FROM" in statement]
-    assert len(asked) == 8
+    assert len(asked) == 9
     with db.transaction(here.engine, write=False) as connection:
         for statement in asked:
             plan = connection.exec_driver_sql("EXPLAIN QUERY PLAN " + statement).all()

@@ -110,3 +110,22 @@ def test_a_withdrawn_review_leaves_the_place_that_it_had(stage: Stage) -> None:
     assert task is not None and here.item("a")["counted"] == 0
     assert here.answers.submit(task.id, "eve", answer(task), nonce="again").status == "counted"
     assert here.item("a")["counted"] == here.item("a")["taken"] == 1
+
+
+def test_a_place_that_a_withdrawn_review_had_is_free_once_its_lease_has_ended(stage: Stage) -> None:
+    here = stage(plain(), [comparison("a")])
+    review(here, Answer(axes={"overall": 1}))
+    task = here.answers.withdraw(here.campaign, "eve")
+    assert task is not None and here.next("bob") is None
+    here.clock.now += 301
+    theirs = here.next("bob")
+    assert theirs is not None and here.item("a")["taken"] == 1
+    here.clock.now += 301
+    assert here.desk.renew(task.id, "eve") == 0.0 and here.next("ada") is not None  # bob is gone as well
+    here.clock.now += 301
+    assert here.desk.renew(task.id, "eve") == 0.0  # nobody has let ada's lease go yet
+    again = here.next("eve")
+    assert again is not None and again.id == task.id and here.item("a")["taken"] == 1
+    here.clock.now += 301
+    here.label("bob")
+    assert here.item("a")["taken"] == here.item("a")["counted"] == 1

@@ -89,6 +89,13 @@ def test_all_that_does_not_fit_is_said_at_once() -> None:
         assert set(caught.value.fields) == {""}
 
 
+def test_the_flag_that_is_always_there_cannot_be_listed() -> None:
+    """Marked on an answer of a conversation it would be a judgment that says nothing."""
+    with pytest.raises(FormError) as caught:
+        settings.read(settings.shown(CampaignConfig()) | {"flags": "unsafe\ncan't judge"})
+    assert caught.value.fields == {"": 'Flags names "can\'t judge", which is always there; leave it out.'}
+
+
 def test_an_empty_form_says_what_is_missing_and_breaks_nothing() -> None:
     with pytest.raises(FormError) as caught:
         settings.read({})

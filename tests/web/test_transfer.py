@@ -80,6 +80,18 @@ def test_a_page_of_a_job_that_runs_follows_it_without_loading_anew(
     assert "all True" in page and "/transfer.js" not in page and "data-busy" not in page
 
 
+def test_an_export_that_comes_back_adds_nothing(workspace: Workspace, client: Client, labeled: str) -> None:
+    reviewer = client("reviewer")
+    send(reviewer, f"{labeled}/export", {"format": "jsonl"})
+    (path,) = exported(workspace)
+    how = {"campaign": labeled.rpartition("/")[2], "path": "", "pairs": "1", "ways": "2"}
+    send(reviewer, "/import", how, ("back.jsonl", path.read_bytes()))
+    assert workspace.jobs.wait(60)
+    page = reviewer.get(f"{labeled}/transfer").text
+    assert "3 labels that were there already" in page and "new labels" not in page
+    assert len(rows(workspace, "judgments")) == 3
+
+
 def test_a_datasets_folder_comes_as_a_zip(workspace: Workspace, client: Client, labeled: str) -> None:
     send(client("reviewer"), f"{labeled}/export", {"format": "datasets"})
     assert workspace.jobs.wait(60)

@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from prefloop.configs.shared import Config
+from prefloop.types import CANT_JUDGE
 
 STRENGTHS = ("barely", "slightly", "clearly", "much")
 """How much better the preferred answer is: strength 1 to 4 (Llama 2, Touvron et al. 2023)."""
@@ -84,6 +85,8 @@ class CampaignConfig(Config):
             given = getattr(self, name)
             if len(set(given)) < len(given):
                 raise ValueError(f"{name} names one thing twice")
+        if CANT_JUDGE in self.flags:
+            raise ValueError(f"flags names {CANT_JUDGE!r}, which is always there; leave it out")
         if self.mix and abs(sum(self.mix.values()) - 1) > 1e-6:
             raise ValueError(f"the shares of mix sum to {sum(self.mix.values()):g}; they must sum to 1")
         return self

@@ -45,11 +45,12 @@ def _with_extras(found: Found, row: Row, where: str) -> Found:
     if slice_ := name(row, "slice", where):
         extras["prompt"] = dataclasses.replace(found.prompt, slice=slice_)
     if row.get("gold") not in (None, ""):
-        extras |= {"gold": _gold(row["gold"], len(found.items), where), "whole": True}
+        extras |= {"gold": read_gold(row["gold"], len(found.items), where), "whole": True}
     return dataclasses.replace(found, **extras)
 
 
-def _gold(value: Json, count: int, where: str) -> Row:
+def read_gold(value: Json, count: int, where: str) -> Row:
+    """A known answer about so many, with a note, perhaps an empty one. Raises PrefloopError for what is none."""
     value = parse_json(value, f"{where}: gold") if isinstance(value, str) else value
     gold = mapping(value, "gold", where)
     if not gold.keys() <= {"ranking", "note"}:

@@ -65,8 +65,8 @@ class Answers:
         """Keep an answer; it is on disk when this returns. A nonce that was seen gives the receipt of then.
 
         Work is never turned away for being late: where the item's place went to another, it is kept as `extra`. A
-        second answer to a task is a new version. Raises MissingError for another's task, and AnswerError for an answer
-        that its campaign's version does not allow."""
+        second answer to a task is a new version, and so is one to an item of which a label was imported. Raises
+        MissingError for another's task, and AnswerError for an answer that its campaign's version does not allow."""
         return db.retried(self._engine, lambda connection: self._submit(connection, task_id, annotator, answer, nonce))
 
     def withdraw(self, campaign: Campaign, annotator: str) -> Task | None:
@@ -117,7 +117,7 @@ class Answers:
         if before := _kept(connection, task_id, nonce):
             return before
         judgment = decode(task, annotator, answer)
-        last = _latest(connection, task_id)
+        last = _before(connection, task, annotator)
         late = task.state == "expired" or (task.state == "open" and task.lease_until < now)
         status = self._settle(connection, task, judgment, last)
         row = {
@@ -139,12 +139,13 @@ class Answers:
         if task.kind in ("gold", "repeat"):
             return task.kind
         unjudged = judgment.ranking is None
-        held = task.state == "open" or stood == "counted"  # a place among those wanted is ours
-        if not (held or unjudged):
-            held = connection.execute(queries.PLACE, {"b_run": task.run, "b_item": task.comparison.id}).rowcount > 0
-        status = "unjudged" if unjudged else "counted" if held else "extra"
-        if unjudged and held:
-            _move(connection, task, taken=-1)
+        # Places among those wanted that are ours: two, where a label was imported while the task was open.
+        places = (task.state == "open") + (stood == "counted")
+        if not (places or unjudged):
+            places = connection.execute(queries.PLACE, {"b_run": task.run, "b_item": task.comparison.id}).rowcount
+        status = "unjudged" if unjudged else "counted" if places else "extra"
+        if spare := places - (status == "counted"):
+            _move(connection, task, taken=-spare)
         if (change := (status == "counted") - (stood == "counted")) != 0:
             _move(connection, task, counted=change)
         return status
@@ -337,14 +338,18 @@ def _dense(ranks: Sequence[int]) -> tuple[int, ...]:
 def _move(connection: Connection, task: Task, *, taken: int = 0, counted: int = 0) -> None:
     item = {"b_run": task.run, "b_item": task.comparison.id}
     connection.execute(queries.MOVED, {**item, "b_taken": taken, "b_counted": counted})
-    if counted:
-        where = connection.execute(queries.STRATUM, item).one()
+    if counted and (where := connection.execute(queries.STRATUM, item).first()):  # none while it is held back
         group = {"b_run": task.run, "b_slice": where.slice, "b_mix": where.mix}
         connection.execute(queries.COUNTED, {**group, "b_counted": counted})
 
 
 def _latest(connection: Connection, task_id: str) -> RowMapping | None:
     return connection.execute(queries.LATEST, {"b_task": task_id}).mappings().first()
+
+
+def _before(connection: Connection, task: Task, annotator: str) -> RowMapping | None:
+    item = {"b_run": task.run, "b_item": task.comparison.id, "b_who": annotator, "b_repeat": int(task.kind == "repeat")}
+    return connection.execute(queries.BEFORE, item).mappings().first()
 
 
 def _kept(connection: Connection, task_id: str, nonce: str) -> Receipt | None:

@@ -229,7 +229,7 @@ def _release(connection: Connection, run: str, now: float) -> None:
     """End the leases that have run out: their items' places are free again."""
     for row in connection.execute(queries.OVER, {"b_run": run, "b_now": now}).all():
         connection.execute(update(tasks).where(tasks.c.number == row.number).values(state="expired"))
-        if row.kind in ("item", "shared"):
+        if row.kind not in ("gold", "repeat"):  # a review that was taken back holds a place too
             place = update(comparisons).where(_item(run, row.comparison_id))
             connection.execute(place.values(taken=comparisons.c.taken - 1))
 

@@ -68,7 +68,8 @@ def verify(connection: Connection) -> Verified:
     """Go through the whole log and every judgment.
 
     Raises PrefloopError that names the first event or judgment that was changed, removed or slipped in. Whoever could
-    rewrite the whole log would go unseen, unless its head was noted elsewhere: exports carry it."""
+    rewrite the whole log, or take its newest events off together with their judgments, would go unseen, unless its head
+    was noted elsewhere: exports carry it. Comparisons, known answers and campaigns' versions are not looked at."""
     previous, count, covered = "", 0, set[int]()
     for row in connection.execute(select(events).order_by(events.c.number)).mappings():
         where = f"Audit log, event {row['number']} ({row['kind']})"

@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from sqlalchemy import Connection, Engine, RowMapping, bindparam, case, func, insert, select, update
+from sqlalchemy import Connection, Engine, Row, RowMapping, bindparam, case, func, insert, select, update
 
 from prefloop.configs.campaign import CampaignConfig
 from prefloop.data.identity import names_a_model
@@ -136,8 +136,12 @@ class Campaigns:
         """Keep an item back, or hand it out again (empty reason). Labels that it has stay."""
         with db.transaction(self._engine, write=True) as connection:
             where = (comparisons.c.run == run) & (comparisons.c.id == comparison_id)
-            if not connection.execute(update(comparisons).where(where).values(held=reason)).rowcount:
+            before = connection.execute(select(comparisons).where(where).with_for_update()).one_or_none()
+            if before is None:
                 raise MissingError(f"Run {run} has no item {comparison_id}.")
+            connection.execute(update(comparisons).where(where).values(held=reason))
+            if before.gold is None and (change := (not reason) - (not before.held)):
+                _move_stratum(connection, before, change)
             self._log(connection, by, "hold", {"run": run, "comparison": comparison_id, "reason": reason})
 
     def by_run(self, run: str) -> Campaign:
@@ -192,19 +196,34 @@ def _set_needed(connection: Connection, run: str, config: CampaignConfig) -> Non
 
 
 def recount(connection: Connection, run: str) -> None:
-    """Count a campaign's items, and the labels that they have and want, by stratum anew."""
-    handed = {(row.slice, row.mix): row.handed for row in connection.execute(select(strata).where(strata.c.run == run))}
-    connection.execute(strata.delete().where(strata.c.run == run))
-    table = comparisons
-    counts = (func.count(), func.sum(table.c.needed), func.sum(table.c.counted))
+    """Count a campaign's items, and the labels that they have and want, by stratum anew; gold items and those held back
+    have no part.
+
+    On PostgreSQL others submit meanwhile: labels had are not set but moved, by what one look shows them to be off."""
+    table, waits = comparisons, case((comparisons.c.held == "", 1), else_=0)
+    sums = {"items": waits, "needed": waits * table.c.needed, "counted": waits * table.c.counted}
     mine = (table.c.run == run) & table.c.gold.is_(None) & (table.c.held != NOT_OFFERED)
-    found = connection.execute(select(table.c.slice, table.c.mix, *counts).where(mine).group_by("slice", "mix"))
-    names = ("slice", "mix", "items", "needed", "counted")
-    rows = [{"run": run, **dict(zip(names, row, strict=True))} for row in found]
-    for row in rows:
-        row["handed"] = handed.get((row["slice"], row["mix"]), 0)
-    if rows:
-        connection.execute(insert(strata), rows)
+    columns = [func.sum(value).label(name) for name, value in sums.items()]
+    found = select(table.c.slice, table.c.mix, *columns).where(mine).group_by(table.c.slice, table.c.mix).subquery()
+    same = (strata.c.run == run) & (strata.c.slice == found.c.slice) & (strata.c.mix == found.c.mix)
+    query = select(found, strata.c.counted.label("before")).outerjoin(strata, same)
+    for row in connection.execute(query).mappings().all():
+        key = {"run": run, "slice": row["slice"], "mix": row["mix"]}
+        counts = {name: row[name] for name in sums}
+        if row["before"] is None:
+            connection.execute(insert(strata).values(**key, **counts))
+        else:
+            counts["counted"] = strata.c.counted + row["counted"] - row["before"]
+            connection.execute(update(strata).where(*(strata.c[name] == key[name] for name in key)).values(counts))
+
+
+def _move_stratum(connection: Connection, item: Row[Json], times: int) -> None:
+    """Put an item's part into the counts of its stratum (1), or take it out (-1)."""
+    same = (strata.c.run == item.run) & (strata.c.slice == item.slice) & (strata.c.mix == item.mix)
+    parts = {"items": 1, "needed": item.needed, "counted": item.counted}
+    moved = {name: strata.c[name] + times * part for name, part in parts.items()}
+    if not connection.execute(update(strata).where(same).values(moved)).rowcount:
+        recount(connection, item.run)  # no campaign had taken it up
 
 
 _CURRENT = select(

@@ -19,7 +19,7 @@ import prefloop
 from prefloop.data import tables as files
 from prefloop.data.jsonl import content_id, encode_json, write_atomic, write_lines
 from prefloop.store import audit, db, tables
-from prefloop.store.labels import STANDING, Label, Store
+from prefloop.store.labels import BLANK, STANDING, Label, Store
 from prefloop.store.pairs import PairView, Posteriors, pair_views
 from prefloop.types import (
     Comparison,
@@ -38,7 +38,6 @@ _CHUNK, _PSEUDONYM = 200, 10
 _ENDINGS = {".jsonl": "jsonl", ".parquet": "parquet", ".csv": "csv", "": "datasets"}
 _FACTS = ("status", "late", "uniform", "campaign_version", "at", "server_seconds")
 _LABEL = ("judgment", "simulated", "group", *_FACTS)
-_BLANK: Mapping[str, Json] = to_json(Judgment(comparison_id="", annotator=""))
 _SAID, _PROMPT, _ITEM = (tuple(f.name for f in dataclasses.fields(kind)) for kind in (Judgment, Prompt, Completion))
 _CSV_SAID = _SAID[2:]
 _decode = json.JSONDecoder().raw_decode
@@ -54,14 +53,16 @@ Rows = Iterator[dict[str, Json]]
 class Labeled:
     """A row of an export: a comparison of two or more answers with all that was said of it.
 
-    `group` ties comparisons of one prompt together: split and batch by it. `gold`: a known answer. `labels`: every
-    judgment that stands; of these, `pairs` sums up the ones with status counted or extra. `simulated`: no real person
-    had a say."""
+    `group` ties comparisons of one prompt together: split and batch by it. `gold`: a known answer. `held`: why a
+    campaign does not hand it out. `labels`: every judgment that stands; of these, `pairs` sums up the ones with status
+    counted or extra. `simulated`: no real person had a say."""
 
     comparison: Comparison
     group: str = ""
     mix: str = ""
     gold: Mapping[str, Json] | None = field(default=None)
+    priority: float = 0.0
+    held: str = ""
     simulated: bool = False
     labels: tuple[Label, ...] = ()
     pairs: tuple[PairView, ...] = ()
@@ -75,8 +76,8 @@ def manifest_path(path: str | Path) -> Path:
 def export(store: Store, run: str, path: str | Path, format: str = "", *, key: bytes | None = None) -> dict[str, Json]:
     """Write a run's labels as they are at this moment, and beside them a manifest, which is returned.
 
-    format: jsonl, parquet and datasets (a folder) hold a `Labeled` a row and lose nothing; csv holds a label a row, for
-    a spreadsheet; preferences and demonstrations are what the stages read. Empty: by the path's ending (.jsonl, also
+    format: jsonl, parquet and datasets (a folder) hold a `Labeled` a row, all of it; csv holds a label a row, for a
+    spreadsheet; preferences and demonstrations are what the stages read. Empty: by the path's ending (.jsonl, also
     .gz, .parquet, .csv, none: datasets). With `key` names become pseudonyms, the first 10 hexadecimal digits of their
     HMAC-SHA256. Rows stand in the order of adding and labels by annotator, so that equal labels give equal bytes, also
     after an import elsewhere. Raises PrefloopError when there is nothing to write, or it cannot be written."""
@@ -121,17 +122,41 @@ def _no_collector() -> Iterator[None]:
             gc.enable()
 
 
-def check_manifest(path: Path) -> None:
-    """Raises PrefloopError where a manifest stands beside a file or folder and describes other bytes."""
+def check_manifest(path: Path) -> Mapping[str, Json]:
+    """The manifest beside a file or folder; an empty one where there is none. Raises PrefloopError where it describes
+    other bytes."""
     beside = manifest_path(path)
     if not (beside.is_file() and path.exists()):
-        return
+        return {}
     try:
-        expected = sorted(json.loads(beside.read_bytes())["files"].values())
+        manifest: Mapping[str, Json] = json.loads(beside.read_bytes())
+        expected = sorted(manifest["files"].values())
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise PrefloopError(f"{beside}: no manifest of labels ({error!r}); export again.") from error
     if sorted(_digests(path).values()) != expected:
         raise PrefloopError(f"{path}: its content is not what {beside.name} describes; export it again.")
+    return manifest
+
+
+def people(store: Store, key: bytes | None, manifest: Mapping[str, Json]) -> Callable[[str], str]:
+    """Who is meant by a name in an export: the annotator of this store whose pseudonym it is with this key.
+
+    Without, it is a name of its own; but of an export of this very store, with pseudonyms by its manifest, it raises
+    PrefloopError: each label would come in a second time, under its pseudonym."""
+    with db.transaction(store.engine, write=False) as connection:
+        names = {} if key is None else {shown: name for name, shown in _pseudonyms(connection, key).items()}
+        known = select(tables.events.c.number).where(tables.events.c.hash == str(manifest.get("log_head")))
+        ours = manifest.get("pseudonyms") is True and connection.execute(known).first() is not None
+
+    def named(shown: str) -> str:
+        if ours and shown not in names:
+            raise PrefloopError(
+                f"{shown!r:.80} is a pseudonym of somebody whose labels are here already, by a key that is not this"
+                " workspace's; export without pseudonyms and import that."
+            )
+        return names.get(shown, shown)
+
+    return named
 
 
 def _digests(path: Path) -> dict[str, str]:
@@ -147,13 +172,16 @@ def _versions(connection: Connection, run: str) -> dict[str, Json]:
 
 
 def _shown_names(connection: Connection, key: bytes | None) -> Callable[[str], str]:
-    if key is None:
-        return str
+    return str if key is None else _pseudonyms(connection, key).__getitem__
+
+
+def _pseudonyms(connection: Connection, key: bytes) -> dict[str, str]:
+    """By name."""
     names = connection.execute(select(tables.annotators.c.name)).scalars()
     made = {name: hmac.new(key, name.encode(), hashlib.sha256).hexdigest()[:_PSEUDONYM] for name in names}
     if len(set(made.values())) < len(made):
         raise PrefloopError("Two annotators get the same pseudonym with this key; take another one.")
-    return made.__getitem__
+    return made
 
 
 def _counted(rows: Rows, counts: dict[str, int]) -> Rows:
@@ -201,7 +229,7 @@ def _labels(
 def _said(content: dict[str, Json]) -> dict[str, Json]:
     """A judgment as it is written today: whole, in this order, with decimal points. Most are so already."""
     if tuple(content) != _SAID:
-        content = {**_BLANK, **content}
+        content = {**BLANK, **content}
     for name in ("probability", "seconds"):
         if type(content[name]) is int:
             content[name] = float(content[name])
@@ -219,6 +247,8 @@ def _row(row: RowMapping, labels: Sequence[Mapping[str, Json]], posteriors: Post
         "group": comparison["prompt"]["id"],
         "mix": row["mix"],
         "gold": row["gold"],
+        "priority": row["priority"],
+        "held": "" if row["held"] == tables.NOT_OFFERED else row["held"],
         "simulated": bool(standing) and all(label["simulated"] for label in standing),
         "labels": labels,
         "pairs": to_json(pair_views(row["size"], judged, posteriors.of(row["id"]))),

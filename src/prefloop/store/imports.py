@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,14 +12,13 @@ from sqlalchemy import bindparam, update
 from prefloop.data import tables as files
 from prefloop.data.arrow import PUBLISHED
 from prefloop.data.found import Found, in_order
-from prefloop.data.identity import names_a_model
-from prefloop.data.layouts import read_row
+from prefloop.data.layouts import read_gold, read_row
 from prefloop.data.pairing import comparison_id, pair_completions, rank_completions
 from prefloop.data.rows import read_rows
 from prefloop.store import db, tables
-from prefloop.store.campaigns import Campaigns, Item, MissingError
-from prefloop.store.exchange import Labeled, check_manifest
-from prefloop.store.labels import Label, Store, check_label, storable
+from prefloop.store.campaigns import Campaigns, Item, MissingError, why_held
+from prefloop.store.exchange import Labeled, check_manifest, people
+from prefloop.store.labels import MOST_ANSWERS, Label, Store, check_label, storable
 from prefloop.types import Comparison, Completion, Json, PrefloopError, Prompt, from_json
 
 _MANY_COMPARISONS, _MANY_LABELS, _MANY_CHARACTERS = 1000, 5000, 2**24
@@ -48,6 +47,7 @@ class _Entry:
     mix: str = ""
     priority: float = 0.0
     gold: Mapping[str, Json] | None = None
+    held: str = ""
 
 
 def import_items(
@@ -61,6 +61,7 @@ def import_items(
     ways: int = 2,
     seed: int = 0,
     skip_bad: bool = False,
+    key: bytes | None = None,
 ) -> Imported:
     """Add a file's comparisons to a run, with the judgments that it has of them, and where the run has a campaign put
     them up for labels.
@@ -69,14 +70,15 @@ def import_items(
     comparison that comes twice, either way round, the first row decides but for its labels. Rows are added by and by,
     each with all that belongs to it; an import that was cut off is done again and gives the same. With `skip_bad` rows
     that do not fit are left out and counted, else the first raises PrefloopError with file:place. An export is checked
-    against its manifest where one stands beside it."""
-    if not str(path).startswith(PUBLISHED):
-        check_manifest(Path(path))
+    against its manifest where one stands beside it, and pseudonyms that `key` made are read as the names that they
+    stand for. The log names `by`."""
+    manifest = {} if str(path).startswith(PUBLISHED) else check_manifest(Path(path))
+    named = people(store, key, manifest)
     batch, pool = _Batch(store, campaigns, run, by), _Pool()
     try:
         for number, row in read_rows(path):
             try:
-                found = _read(row, f"{path}:{number}")
+                found = _read(row, f"{path}:{number}", named)
                 if isinstance(found, _Entry):
                     batch.add(found, f"{path}:{number}")
                 else:
@@ -95,27 +97,42 @@ def import_items(
     return dataclasses.replace(batch.result, alone=pool.alone)
 
 
-def _read(row: dict[str, Json], where: str) -> _Entry | Found:
+def _read(row: dict[str, Json], where: str, named: Callable[[str], str]) -> _Entry | Found:
     if {"comparison", "labels"} <= row.keys():
-        return _own(row, where)
+        return _own(row, where, named)
     found = read_row(row, where)
+    _check_fit(found.prompt, len(found.items) if found.whole else 0, where)
     return _entry(found) if found.whole else found
 
 
-def _own(row: dict[str, Json], where: str) -> _Entry:
+def _check_fit(prompt: Prompt, answers: int, where: str) -> None:
+    """Raises PrefloopError for what the pages cannot show or ask."""
+    if not prompt.messages:
+        raise PrefloopError(f"{where}: the prompt has no message; give it one, or remove this row.")
+    if answers > MOST_ANSWERS:
+        raise PrefloopError(f"{where}: {answers} answers; a comparison has at most {MOST_ANSWERS}, leave some out.")
+
+
+def _own(row: dict[str, Json], where: str, named: Callable[[str], str]) -> _Entry:
     made = from_json(Labeled, files.unpacked(Labeled, row, where), where)
     comparison = made.comparison
     if len(comparison.items) < 2:
         raise PrefloopError(f"{where}: {len(comparison.items)} answer; a comparison needs two or more.")
+    _check_fit(comparison.prompt, len(comparison.items), where)
+    gold = None if made.gold is None else read_gold(made.gold, len(comparison.items), where)
+    labels = []
     try:
         storable(made.mix, "Mix")
+        storable(made.held, "Held")
         for label in made.labels:
             if label.judgment.comparison_id != comparison.id:
                 raise PrefloopError(f"a label is of comparison {label.judgment.comparison_id!r:.80}, not of this one.")
             check_label(label, len(comparison.items), "of this file")
+            judgment = dataclasses.replace(label.judgment, annotator=named(label.judgment.annotator))
+            labels.append(dataclasses.replace(label, judgment=judgment))
     except PrefloopError as error:
         raise PrefloopError(f"{where}: {error}") from error
-    return _Entry(comparison=comparison, labels=made.labels, mix=made.mix, gold=made.gold)
+    return _Entry(comparison=comparison, labels=labels, mix=made.mix, priority=made.priority, gold=gold, held=made.held)
 
 
 def _entry(found: Found) -> _Entry:
@@ -195,7 +212,7 @@ class _Batch:
         entries, labels = self._entries, self._labels
         self._entries, self._labels, self._characters = {}, [], 0
         compared = self._store.add_comparisons(self._run, [entry.comparison for entry in entries.values()])
-        judged = self._store.add_labels(self._run, labels) if labels else 0
+        judged = self._store.add_labels(self._run, labels, by=self._by) if labels else 0
         items, held = self._put_up(entries)
         before = self.result
         self.result = dataclasses.replace(
@@ -219,7 +236,11 @@ class _Batch:
     def _note(self, entries: Mapping[str, _Entry]) -> None:
         """Without a campaign: what a later one, or an export, can use."""
         table = tables.comparisons
-        rows = [{"b_id": id_, "mix": e.mix, "gold": e.gold} for id_, e in entries.items() if e.mix or e.gold]
+        rows = [
+            {"b_id": id_, "mix": e.mix, "gold": e.gold, "priority": e.priority}
+            for id_, e in entries.items()
+            if e.mix or e.gold or e.priority
+        ]
         if rows:
             where = (table.c.run == self._run) & (table.c.id == bindparam("b_id")) & (table.c.shuffle == 0)
             with db.transaction(self._store.engine, write=True) as connection:
@@ -227,11 +248,8 @@ class _Batch:
 
 
 def _item(entry: _Entry) -> Item:
-    comparison = entry.comparison
-    names = sorted({item.checkpoint for item in comparison.items if item.checkpoint})
-    told = next((name for item in comparison.items if (name := names_a_model(item.text, names))), None)
-    held = "" if told is None else f"names a model: {told if told.isprintable() else ascii(told)}"
-    return Item(comparison_id=comparison.id, mix=entry.mix, priority=entry.priority, gold=entry.gold, held=held)
+    id_, held = entry.comparison.id, entry.held or why_held(entry.comparison)
+    return Item(comparison_id=id_, mix=entry.mix, priority=entry.priority, gold=entry.gold, held=held)
 
 
 def _has_campaign(campaigns: Campaigns, run: str) -> bool:

@@ -13,6 +13,7 @@ from typing import Self, TypeVar
 from sqlalchemy import Connection, Engine, RowMapping, and_, bindparam, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
+from prefloop.configs.campaign import STRENGTHS
 from prefloop.store import audit, db, tables
 from prefloop.store.answers import told
 from prefloop.store.campaigns import recount
@@ -20,7 +21,12 @@ from prefloop.types import CANT_JUDGE, Comparison, Json, Judgment, PrefloopError
 
 STANDING = ("counted", "extra")
 STATUSES = (*STANDING, "gold", "repeat", "unjudged")
+BLANK: Mapping[str, Json] = to_json(Judgment(comparison_id="", annotator=""))
+"""The fields that labels of the first schema lack."""
+MOST_ANSWERS = 10
+"""In one comparison: the ranks that the labeling page's form has digits for."""
 _CHUNK = 500
+_LATEST = 1e10  # in the year 2286; what is beyond is not in seconds
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")
 _Item = TypeVar("_Item")
 
@@ -114,8 +120,9 @@ class Store:
         comparison, a judgment that does not fit its items, or an annotator known as the other of real and simulated."""
         return self.add_labels(run, [Label(judgment=judgment, simulated=simulated) for judgment in judgments])
 
-    def add_labels(self, run: str, labels: Sequence[Label]) -> int:
-        """`add_judgments`, each with what else is known of it; one of an item shown again is a second one."""
+    def add_labels(self, run: str, labels: Sequence[Label], *, by: str = "prefloop") -> int:
+        """`add_judgments`, each with what else is known of it; one of an item shown again is a second one. `by`: who
+        adds them, for the audit log."""
         numbers: list[int] = []
         with db.transaction(self._engine, write=True) as connection:
             _introduce(connection, labels)
@@ -136,7 +143,9 @@ class Store:
                     _count(connection, run, Counter(row["comparison_id"] for row in rows if row["status"] == "counted"))
             if numbers:
                 recount(connection, run)
-                audit.append(connection, at=time.time(), actor="prefloop", kind="labels added", judged=numbers)
+                audit.append(
+                    connection, at=time.time(), actor=by, kind="labels added", content={"run": run}, judged=numbers
+                )
         return len(numbers)
 
     def judgments(self, run: str) -> list[Judgment]:
@@ -286,3 +295,25 @@ def check_label(label: Label, size: int | None, run: str) -> None:
         raise PrefloopError(f"{what}: the ranking needs {size} ranks from 0, one for each item.")
     if judgment.probability is not None and (size != 2 or not 0 <= judgment.probability <= 1):
         raise PrefloopError(f"{what}: a probability is a number from 0 to 1 about two items.")
+    if misfit := _misfit(label, size):
+        raise PrefloopError(f"{what}: {misfit}.")
+
+
+def _misfit(label: Label, size: int) -> str:
+    """What pages and exports could make nothing of; empty where all is well."""
+    said, most = label.judgment, len(STRENGTHS)
+    if said.strength is not None and not 1 <= said.strength <= most:
+        return f"strength goes from 1 (barely) to {most} (much), it is {said.strength}"
+    if not all(type(value) is int and abs(value) <= most for value in said.axes.values()):
+        return f"axes need whole numbers from -{most} to {most}"
+    if said.shown_order and sorted(said.shown_order) != list(range(size)):
+        return f"shown_order needs each of 0 to {size - 1} once"
+    if said.ratings and not (len(said.ratings) == size and all(1 <= rating <= 7 for rating in said.ratings)):
+        return f"ratings need {size} numbers from 1 to 7, one for each item"
+    if not all(len(met) == size for met in said.checks.values()):
+        return f"checks need {size} answers for each box, one for each item"
+    if label.at is not None and not 0 <= label.at < _LATEST:
+        return f"at is a time in seconds since 1970, not {label.at:.15g}"
+    if label.campaign_version is not None and not 1 <= label.campaign_version < 2**31:
+        return f"campaign_version is a number from 1, not {label.campaign_version}"
+    return ""

@@ -11,6 +11,7 @@ from prefloop.configs.campaign import CampaignConfig
 from prefloop.store import db
 from prefloop.store.campaigns import MissingError
 from prefloop.store.clock import Clock
+from prefloop.store.labels import BLANK
 from prefloop.store.tables import annotators, campaign_versions, comparisons, judgments, strata, tasks
 from prefloop.types import Comparison, Json, from_json
 
@@ -30,7 +31,7 @@ class Counts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stratum:
-    """One slice and kind of prompt."""
+    """One slice and kind of prompt; items that are held back are not counted."""
 
     slice: str
     mix: str
@@ -185,7 +186,7 @@ class Overview:
         mine = (judgments.c.run == run) & (judgments.c.comparison_id == comparison_id)
         with db.transaction(self._engine, write=False) as connection:
             found = connection.execute(query.where(mine).order_by(judgments.c.number)).mappings()
-            return [LabelRow(**row) for row in found]
+            return [LabelRow(**{**row, "content": {**BLANK, **row["content"]}}) for row in found]
 
     def reviewed(self, run: str, ids: Sequence[str]) -> set[str]:
         """Which of these comparisons a reviewer has judged."""

@@ -67,7 +67,7 @@ class Progress:
         self._engine, self._clock = engine, clock
 
     def campaign(self, run: str) -> Whole:
-        """The whole campaign, gold items aside."""
+        """The whole campaign, gold items and those held back aside."""
         with db.transaction(self._engine, write=False) as connection:
             items, wanted, had = _totals(connection, run)
             newest = select(judgments.c.status, judgments.c.at).where(judgments.c.run == run)
@@ -84,11 +84,12 @@ class Progress:
             items, wanted, had = _totals(connection, run)
             mine = {"b_run": run, "b_who": annotator}
             done = dict(map(tuple, connection.execute(queries.DONE, mine).all()))
+            held = connection.execute(queries.DONE_THEN_HELD, mine).scalar_one()
             seconds = connection.execute(queries.SECONDS, mine).scalars().all()
             practice = _practice(connection, run, annotator, calibration)
             known = [_known(connection, row, annotator) for row in practice if row.kind == "gold"]
         took = [value for value in seconds if value is not None]
-        seen = done.get("item", 0) + done.get("shared", 0)
+        seen = done.get("item", 0) + done.get("shared", 0) - held
         return Mine(
             done=sum(done.values()),
             left=_left(min(wanted - had, items - seen), seen, sum(done.values())),

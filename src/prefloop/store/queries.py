@@ -143,11 +143,18 @@ MOVED = (
         counted=comparisons.c.counted + bindparam("b_counted"),
     )
 )
-STRATUM = select(comparisons.c.slice, comparisons.c.mix).where(_ITEM)
+STRATUM = select(comparisons.c.slice, comparisons.c.mix).where(_ITEM, comparisons.c.held == "")
 COUNTED = update(strata).where(_STRATUM).values(counted=strata.c.counted + bindparam("b_counted"))
 WAS_UNIFORM = select(tasks.c.uniform).where(tasks.c.id == bindparam("b_task"))
 FINISH = update(tasks).where(tasks.c.id == bindparam("b_task")).values(state="done", draft=None)
 LATEST = select(judgments).where(judgments.c.task == bindparam("b_task"), judgments.c.latest)
+BEFORE = select(judgments).where(  # the answer that a new one replaces: of this task, or imported
+    judgments.c.run == _RUN,
+    judgments.c.comparison_id == bindparam("b_item"),
+    judgments.c.annotator == _WHO,
+    judgments.c.repeat == bindparam("b_repeat"),
+    judgments.c.latest,
+)
 KEPT = select(judgments.c.number.label("judgment"), judgments.c.version, judgments.c.status, judgments.c.late).where(
     judgments.c.nonce == bindparam("b_nonce"), judgments.c.task == bindparam("b_task")
 )
@@ -157,6 +164,13 @@ DONE = (
     select(tasks.c.kind, func.count())
     .where(tasks.c.run == _RUN, tasks.c.annotator == _WHO, tasks.c.state == "done")
     .group_by(tasks.c.kind)
+)
+DONE_THEN_HELD = (  # of these, items that were held back since
+    select(func.count())
+    .select_from(comparisons)
+    .join(tasks, (tasks.c.run == comparisons.c.run) & (tasks.c.comparison_id == comparisons.c.id))
+    .where(comparisons.c.run == _RUN, comparisons.c.held != "", tasks.c.annotator == _WHO, tasks.c.state == "done")
+    .where(tasks.c.kind.in_(("item", "shared")))
 )
 SECONDS = (
     select(judgments.c.server_seconds)

@@ -139,7 +139,7 @@ def _is_manifest(path: Path) -> bool:
 
 
 def _import(work: Workspace, campaign: Campaign, path: Path, how: Mapping[str, Json], by: str) -> str:
-    found = imports.import_items(work.store, work.campaigns, campaign.run, path, by=by, **how)
+    found = imports.import_items(work.store, work.campaigns, campaign.run, path, by=by, key=work.key, **how)
     counts = {
         "new items": found.items,
         "new labels": found.labels,

@@ -219,3 +219,24 @@ def upgrade() -> None:
         batch.create_index("judgments_run_index", ["run", "number"])
         batch.create_index("judgments_task_index", ["task"])
         batch.create_unique_constraint("judgments_nonce", ["nonce"])
+
+    _count_labels()
+
+
+def _count_labels() -> None:
+    """What the new columns of `comparisons` say of labels and prompts that are there already."""
+    comparisons = sa.table(
+        "comparisons",
+        *(sa.column(name) for name in ("number", "run", "id", "slice", "counted", "taken")),
+        sa.column("prompt", sa.JSON),
+    )
+    judgments = sa.table("judgments", sa.column("run"), sa.column("comparison_id"))
+    same = (judgments.c.run == comparisons.c.run) & (judgments.c.comparison_id == comparisons.c.id)
+    labels = sa.select(sa.func.count()).select_from(judgments).where(same).scalar_subquery()
+    op.execute(sa.update(comparisons).values(counted=labels, taken=labels))
+    connection = op.get_bind()
+    for number in connection.execute(sa.select(comparisons.c.number)).scalars().all():
+        mine = comparisons.c.number == number
+        prompt = connection.execute(sa.select(comparisons.c.prompt).where(mine)).scalar_one()
+        if slice_ := prompt.get("slice", ""):
+            connection.execute(sa.update(comparisons).where(mine).values(slice=slice_))
