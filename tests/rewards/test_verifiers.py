@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from prefloop.rewards import verifiers
 from prefloop.rewards.answers import fenced, final_answer, number
+from prefloop.rewards.rubric import rubric
 from prefloop.rewards.verifiers import constraints, exact, json_schema, math, numeric, regex
 from prefloop.types import Completion, Json, Message, PrefloopError, Prompt, Sampling, Score
 
@@ -223,6 +224,14 @@ def test_cheap_verifiers_take_any_text(text: str) -> None:
         (json_schema, asked(schema={"type": "nothing"}), "the schema is not one"),
         (constraints, asked(bulets=2), "did you mean 'bullets'"),
         (constraints, asked(), "no checks"),
+        (constraints, asked(mentions=["tea"]), r"mentions is \['tea'\]; give a list of lists of phrases"),
+        (constraints, asked(forbids="tea"), "forbids is 'tea'; give a list of texts"),
+        (constraints, asked(json_keys="name"), "json_keys is 'name'; give a list of texts"),
+        (constraints, asked(max_words="many"), "max_words is 'many'; give a whole number from 0"),
+        (constraints, asked(starts_with=3), "starts_with is 3; give a text"),
+        (constraints, asked(question="no"), "question is 'no'; give true or false"),
+        (rubric, asked(ideal_words="few"), "ideal_words is 'few'; give a number above 0"),
+        (rubric, asked(correction="sun"), "correction is 'sun'; give a list of lists"),
         (verifiers.unit_tests, asked(tests=[]), "checks need 'tests'"),
         (verifiers.unit_tests, asked(tests=[{"input": "1"}]), r"tests\[0\] is neither"),
         (verifiers.unit_tests, asked(tests=["pass"], seconds=0), "seconds is 0"),

@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from prefloop.data.gym import exact_alone
 from prefloop.rewards.answers import LONGEST, fenced, final_answer, normal, number
-from prefloop.rewards.constraints import CONSTRAINTS, limits, required
+from prefloop.rewards.constraints import CONSTRAINTS, limits, require_shapes, required
 from prefloop.rewards.refusals import PLAIN, WORD
 from prefloop.rewards.sandbox import ANY, SAFE, UNSAFE, Reply, Sandbox, Wall
 from prefloop.types import Completion, Json, PrefloopError, Prompt, Score
@@ -164,6 +164,7 @@ def _constraints(prompt: Prompt, text: str) -> Score:
         near = difflib.get_close_matches(unknown[0], CHECKS, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"the checks are {', '.join(CHECKS)}."
         raise PrefloopError(f"Prompt {prompt.id}: unknown check {unknown[0]!r}; {hint}")
+    require_shapes(prompt)
     text = text.translate(PLAIN).strip()
     flat, n_words = " ".join(text.lower().split()), len(WORD.findall(text))
     parts = required(prompt.checks, text, flat, n_words) | limits(prompt.checks, text, flat, n_words)
