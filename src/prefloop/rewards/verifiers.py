@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,7 @@ from fractions import Fraction
 from typing import TypeVar
 
 from prefloop.data.gym import exact_alone
-from prefloop.rewards.answers import LONGEST, fenced, final_answer, normal, number
+from prefloop.rewards.answers import LONGEST, bare, fenced, final_answer, normal, number, scaled
 from prefloop.rewards.constraints import CONSTRAINTS, limits, require_shapes, required
 from prefloop.rewards.refusals import PLAIN, WORD
 from prefloop.rewards.sandbox import ANY, SAFE, UNSAFE, Reply, Sandbox, Wall
@@ -27,6 +28,8 @@ SECONDS = 5.0
 """What one answer may take, all of its tests together; `seconds` in a prompt's checks changes it for unit tests."""
 CHECKS = (*CONSTRAINTS.split(), "tolerance", "relative_tolerance", "pattern", "schema", "tests", "seconds")
 _DEEPEST = 50
+_NONE = "there is no answer"
+_DELIMITED = re.compile(r"\$|\\[(\[]")
 _Found = TypeVar("_Found")
 
 
@@ -74,7 +77,7 @@ def math(prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[S
 
     def task(prompt: Prompt, text: str) -> Json:
         target, found = _target(prompt), final_answer(text)
-        return {"kind": "math", "target": _formula(target), "text": _formula(found)} if found else "there is no answer"
+        return {"kind": "math", "target": _formula(bare(target)), "text": _formula(found)} if found else _NONE
 
     return _judged("math", task, prompts, completions, ("math_verify", "sympy"))
 
@@ -178,7 +181,9 @@ def _constraints(prompt: Prompt, text: str) -> Score:
 
 
 def _formula(text: str) -> str:
-    return text if "$" in text else f"${text}$"
+    """As math-verify finds it: between delimiters, without signs of money. It skips words, also \\text{million}."""
+    plain = scaled(text.replace("\\$", ""))
+    return plain if _DELIMITED.search(plain) else f"${plain}$"
 
 
 def _strict_json(text: str) -> Json:
