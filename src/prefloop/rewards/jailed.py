@@ -3,8 +3,9 @@ with everything that it started. Standard library at import."""
 
 from __future__ import annotations
 
+import ast
+import builtins
 import contextlib
-import inspect
 import io
 import json
 import math
@@ -19,15 +20,19 @@ from collections.abc import Callable
 from typing import Any
 
 MOST_OUTPUT = 1 << 20
-_RUNS = re.compile(r"\b(?:eval|exec|parse_expr|sympify)\s*\(")
-_CALL = re.compile(r"""(?:([^\W\d]\w*)|[])}"'`])\s*\(""")
-_BINDS = re.compile(r":=|\b(?:for|lambda)\b")
-_MATHEMATICS = {"sqrt", "exp", "log", "ln", "Abs", "abs", "Integer", "Rational", "Symbol", "Eq", "Pow"} | {
+_ARITHMETIC = (
+    *(ast.Expression, ast.BinOp, ast.UnaryOp, ast.operator, ast.unaryop, ast.Constant, ast.List, ast.Tuple),
+    *(ast.Name, ast.Load, ast.Call),
+)
+_MATHEMATICS = {
+    *("sqrt", "exp", "log", "ln", "Abs", "abs", "factorial", "Integer", "Float", "Rational", "Symbol", "Eq", "Pow")
+} | {
     f"{arc}{name}{h}"
     for arc in ("", "a", "arc")
     for name in ("sin", "cos", "tan", "sec", "csc", "cot")
     for h in ("", "h")
 }
+_compile = compile
 Task = dict[str, Any]
 
 
@@ -177,24 +182,47 @@ def _math(task: Task) -> Task:
     return {"ok": same, "why": f"{found[0]!s:.80} is not {gold[0]!s:.80}"}
 
 
-def _calls(text: str) -> bool:
-    """Whether a text, run as Python, could do more than compute: it calls what is no function of mathematics, or
-    reaches into names with two underscores. A check that runs answers in its own process would be at its mercy."""
-    called = {found[1] for found in _CALL.finditer(text)}
-    return "__" in text or not called <= _MATHEMATICS or bool(called and _BINDS.search(text))
+def _computes(text: str) -> bool:
+    """Whether a text, run as Python, does no more than compute: it calls functions of mathematics alone."""
+    try:
+        tree = _compile(text.lstrip(" \t"), "answer", "eval", ast.PyCF_ONLY_AST, True)
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
+        return False
+    nodes = list(ast.walk(tree))
+    called = [node.func for node in nodes if isinstance(node, ast.Call)]
+    known = all(isinstance(name, ast.Name) and name.id in _MATHEMATICS for name in called)
+    return known and all(isinstance(node, _ARITHMETIC) for node in nodes)
+
+
+def _guard(name: str) -> None:
+    """From now on this builtin takes no text but arithmetic, and the line by which sympy fetches its own names."""
+    run = getattr(builtins, name)
+
+    def guarded(text: Any, *rest: Any, **named: Any) -> Any:
+        if isinstance(text, str) and text != "from sympy import *" and not _computes(text):
+            raise PermissionError(f"{text!r:.80} is no arithmetic")
+        if not rest:
+            frame = sys._getframe(1)
+            rest = (frame.f_globals, frame.f_locals)
+        return run(text, *rest, **named)
+
+    setattr(builtins, name, guarded)
 
 
 def _gym(task: Task) -> Task:
-    """Makes the problem again, and asks the library that made it."""
+    """Makes the problem again, and asks the library that made it what it thinks of either form of the answer. Checks of
+    some tasks run the answer as code, in this process, which it could then tell what to say."""
     import reasoning_gym
 
     origin = task["origin"]
     made = reasoning_gym.create_dataset(origin["task"], seed=origin["seed"], size=origin["size"], **origin["config"])
-    modules = {sys.modules[kind.__module__] for kind in type(made).__mro__ if kind.__module__ != "builtins"}
-    if _calls(task["text"]) and any(_RUNS.search(inspect.getsource(module)) for module in modules):
-        return {"ok": False, "why": f"the answer {task['text']!r:.80} is code that calls something"}
-    score = float(made.score_answer(task["text"], made[origin["index"]]))
-    return {"ok": score >= 1.0, "why": f"the answer is {task['text']!r:.80}, which scores {score:.3g}"}
+    problem, best = made[origin["index"]], 0.0
+    for name in ("eval", "exec", "compile"):
+        _guard(name)
+    for text in task["texts"]:
+        with contextlib.suppress(Exception):
+            best = max(best, float(made.score_answer(text, problem)))
+    return {"ok": best >= 1.0, "why": f"the answer is {task['texts'][-1]!r:.80}, which scores {best:.3g}"}
 
 
 TASKS: dict[str, Callable[[Task], Task]] = {

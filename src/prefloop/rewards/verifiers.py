@@ -18,7 +18,7 @@ from fractions import Fraction
 from typing import TypeVar
 
 from prefloop.data.gym import exact_alone
-from prefloop.rewards.answers import LONGEST, bare, fenced, final_answer, normal, number, scaled
+from prefloop.rewards.answers import LONGEST, bare, fenced, final_answer, normal, number, scaled, stated
 from prefloop.rewards.constraints import CONSTRAINTS, limits, require_shapes, required
 from prefloop.rewards.refusals import PLAIN, WORD
 from prefloop.rewards.sandbox import ANY, SAFE, UNSAFE, Reply, Sandbox, Wall
@@ -89,17 +89,17 @@ def gym(prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Sc
     Checks of that library may run an answer as code, so they are asked behind walls, and only where they may give full
     marks to another answer than the target."""
 
-    def answer(prompt: Prompt, text: str) -> str:
-        return text.strip() if "\n" in _target(prompt).strip() else final_answer(text)
+    def found(prompt: Prompt, text: str) -> list[str]:
+        return _forms(prompt, text if "\n" in _target(prompt).strip() else stated(text))
 
     def task(prompt: Prompt, text: str) -> Json:
-        origin, found = _check(prompt, "gym", dict), answer(prompt, text)
-        if not found or exact_alone(origin):
-            return f"the answer is {found!r:.80}" if found else "there is no answer"
-        return {"kind": "gym", "origin": origin, "text": found}
+        origin, forms = _check(prompt, "gym", dict), found(prompt, text)
+        if not forms or exact_alone(origin):
+            return f"the answer is {forms[-1]!r:.80}" if forms else _NONE
+        return {"kind": "gym", "origin": origin, "texts": forms}
 
     pairs = _pairs("gym", prompts, completions)
-    same = [answer(p, c.text) == _target(p).strip() for p, c in pairs]
+    same = [not set(_forms(p, _target(p))).isdisjoint(found(p, c.text)) for p, c in pairs]
     rest = [pair for pair, right in zip(pairs, same, strict=True) if not right]
     asked = iter(_judged("gym", task, [p for p, _ in rest], [c for _, c in rest], ("reasoning_gym",), SAFE))
     return [_verdict("gym", True, "") if right else next(asked) for right in same]
@@ -180,6 +180,12 @@ def _constraints(prompt: Prompt, text: str) -> Score:
     return Score(value=1.0 - len(missed) / len(parts), parts=parts, by="constraints", explanation=explanation)
 
 
+def _forms(prompt: Prompt, text: str) -> list[str]:
+    """A target, or what stands for it in an answer: as it is and, unless it has several lines, bare."""
+    several = "\n" in _target(prompt).strip()
+    return [form for form in dict.fromkeys((text.strip(), text.strip() if several else bare(text))) if form]
+
+
 def _formula(text: str) -> str:
     """As math-verify finds it: between delimiters, without signs of money. It skips words, also \\text{million}."""
     plain = scaled(text.replace("\\$", ""))
@@ -220,7 +226,7 @@ def _judged(
     with Sandbox(walls, libraries) as sandbox:
         for prompt, asked in zip(prompts, tasks, strict=True):
             reply: Reply = {"why": asked} if isinstance(asked, str) else sandbox.ask(asked, SECONDS)
-            if wrong := reply.get("wrong"):
+            if (wrong := reply.get("wrong")) and walls is ANY:  # else the answer may have said it
                 raise PrefloopError(f"Prompt {prompt.id}: {wrong}.")
             scores.append(_verdict(by, reply.get("ok") is True, str(reply.get("why", ""))))
     return scores
