@@ -141,6 +141,11 @@ def test_hostile_json(text: str) -> None:
     assert values(json_schema, asked(schema={"type": "array"}), text, "[" * 50 + "]" * 50) == [0.0, 1.0]
 
 
+def test_formats_of_a_schema_count() -> None:
+    prompt = asked(schema={"type": "string", "format": "date"})
+    assert values(json_schema, prompt, '"2024-02-29"', '"2024-02-30"', '"foo"') == [1.0, 0.0, 0.0]
+
+
 def test_a_schema_fetches_nothing() -> None:
     with pytest.raises(PrefloopError, match="the schema is not one"):
         values(json_schema, asked(schema={"$ref": "http://127.0.0.1:9/schema"}), "[]")

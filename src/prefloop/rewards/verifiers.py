@@ -21,11 +21,11 @@ from prefloop.data.gym import exact_alone
 from prefloop.rewards.answers import LONGEST, bare, fenced, final_answer, normal, number, scaled, stated
 from prefloop.rewards.constraints import CONSTRAINTS, limits, require_shapes, required
 from prefloop.rewards.refusals import PLAIN, WORD
-from prefloop.rewards.sandbox import ANY, SAFE, UNSAFE, Reply, Sandbox, Wall
+from prefloop.rewards.sandbox import ANY, PATIENCE, SAFE, UNSAFE, Reply, Sandbox, Wall, strongest
 from prefloop.types import Completion, Json, PrefloopError, Prompt, Score
 
 SECONDS = 5.0
-"""What one answer may take, all of its tests together; `seconds` in a prompt's checks changes it for unit tests."""
+"""Of processor time for one answer, all of its tests together; `seconds` in a prompt's checks changes it for tests."""
 CHECKS = (*CONSTRAINTS.split(), "tolerance", "relative_tolerance", "pattern", "schema", "tests", "seconds")
 _DEEPEST = 50
 _NONE = "there is no answer"
@@ -236,7 +236,8 @@ def _unit_tests(
     by: str, walls: Sequence[Wall], prompts: Sequence[Prompt], completions: Sequence[Completion]
 ) -> list[Score]:
     jobs = [(prompt, completion, _tests(prompt)) for prompt, completion in _pairs(by, prompts, completions)]
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+    strongest(tuple(walls))  # says at once where none can be built
+    with ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0))) as pool:
         return list(pool.map(lambda job: _run_tests(by, walls, *job), jobs))
 
 
@@ -258,10 +259,19 @@ def _tests(prompt: Prompt) -> list[Json]:
 def _run_tests(by: str, walls: Sequence[Wall], prompt: Prompt, completion: Completion, tests: Sequence[Json]) -> Score:
     """Each test in a process of its own, all of one answer in one sandbox, which ends with the answer."""
     code, parts, failures = fenced(completion.text), {}, []
-    until = time.monotonic() + prompt.checks.get("seconds", SECONDS)
+    seconds = prompt.checks.get("seconds", SECONDS)
+    until = time.monotonic() + PATIENCE * seconds
     with Sandbox(walls) as sandbox:
         for place, test in enumerate(tests):
-            why = _run_test(sandbox, code, test, until) if len(code) <= LONGEST else "the answer is too long"
+            wall = until - time.monotonic()
+            if len(code) > LONGEST:
+                why = "the answer is too long"
+            elif min(seconds, wall) <= 0:
+                why = "time is up"
+            else:
+                reply = sandbox.ask(_asked(code, test), seconds, wall)
+                why = _failure(test, reply)
+                seconds -= reply.get("cpu", 0.0)
             parts[f"tests[{place}]"] = float(not why)
             failures += [f"tests[{place}]: {why}"] if why else []
         note = sandbox.note
@@ -270,12 +280,13 @@ def _run_tests(by: str, walls: Sequence[Wall], prompt: Prompt, completion: Compl
     return Score(value=1.0 - len(failures) / len(tests), parts=parts, by=by, explanation=explanation)
 
 
-def _run_test(sandbox: Sandbox, code: str, test: Json, until: float) -> str:
-    """Why a test failed, empty where it passed."""
-    if (left := until - time.monotonic()) <= 0:
-        return "time is up"
+def _asked(code: str, test: Json) -> Json:
     asked = {"kind": "asserts", "test": test} if isinstance(test, str) else {"kind": "program", "input": test["input"]}
-    reply = sandbox.ask({**asked, "code": code}, left)
+    return {**asked, "code": code}
+
+
+def _failure(test: Json, reply: Reply) -> str:
+    """Why a test failed, empty where it passed."""
     if reply.get("ok") is not True:
         return str(reply.get("why", "the sandbox said nonsense"))
     if isinstance(test, dict) and _lines(str(reply.get("output"))) != _lines(test["output"]):
