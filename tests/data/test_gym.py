@@ -65,7 +65,7 @@ def test_answers_are_checked_by_the_task_and_cannot_do_harm(tmp_path: Path) -> N
     """Countdown takes any expression that comes to the number; its check would run what stands in an answer."""
     prompts = gym_prompts("gym:countdown?train=1&dev=0&eval=0&demonstrations=0")
     target, harm = prompts[0].target, tmp_path / "harm"
-    answers = [target, f"0 + {target}", f"({target})", "1 + 1", f"open('{harm}', 'w')", ""]
+    answers = [target, f"0 + {target}", f"\\[\n({target})\n\\]", "1 + 1", f"open('{harm}', 'w')", ""]
     reward = resolve_reward("gym", EngineConfig())
     found = reward(prompts * len(answers), [text_completion(prompts[0], str(text)) for text in answers])
     whole = [f"[{forged}, {target}]" for forged in FORGERIES]
@@ -76,15 +76,54 @@ def test_answers_are_checked_by_the_task_and_cannot_do_harm(tmp_path: Path) -> N
     assert found[5].explanation == "There is no answer." and not harm.exists()
 
 
-@pytest.mark.parametrize(
-    "text", [*FORGERIES, "exec ('1')", "(lambda: 1)()", "(sin := exec), sin('1')", "[str][0]('a')"]
-)
-def test_answers_that_call_something_are_told_from_mathematics(text: str) -> None:
-    assert jailed._calls(text)
+TELL = """import os
+for i in range(3, 64):
+    try: os.write(i, b'{"%s": true}')
+    except OSError: pass
+os._exit(0)
+"""
+
+
+def hidden(code: str) -> list[str]:
+    """Ways to run it that no pattern for a name before a bracket sees."""
+    text = '"' + "".join(f"\\x{ord(sign):02x}" for sign in code) + '"'
+    return [f"exec\\\n({text})", f"exec #\n({text})", f"(eval #.\n({text}))", f"\uff45\uff58\uff45\uff43 #\n({text})"]
+
+
+def test_no_answer_can_tell_the_check_what_to_say() -> None:
+    prompts = gym_prompts("gym:countdown?train=1&dev=0&eval=0&demonstrations=0")
+    answers = [f"\\boxed{{{text}}}" for word in ("ok", "wrong") for text in hidden(TELL % word)]
+    reward = resolve_reward("gym", EngineConfig())
+    found = reward(prompts * len(answers), [text_completion(prompts[0], text) for text in answers])
+    assert [score.value for score in found] == [0.0] * len(answers)
+
+
+@pytest.mark.parametrize("task", ["sentence_reordering", "emoji_mystery", "n_queens", "simple_integration"])
+def test_the_target_itself_is_right_with_all_that_stands_around_it(task: str) -> None:
+    prompts = gym_prompts(f"gym:{task}?train=8&dev=0&eval=0&demonstrations=0")
+    reward = resolve_reward("gym", EngineConfig())
+    assert [s.value for s in reward(prompts, [text_completion(p, str(p.target)) for p in prompts])] == [1.0] * 8
 
 
 @pytest.mark.parametrize(
-    "text", ["(1 + 2) * 3", "sin(x) + 2*log(x)", "[[1, 2], [3, 4]]", "x**2 (for all x)", "3.5", "a b"]
+    "text",
+    [
+        *FORGERIES,
+        *hidden("1"),
+        "exec ('1')",
+        "(lambda: 1)()",
+        "(sin := exec), sin('1')",
+        "[str][0]('a')",
+        "(1).real",
+        "a b",
+    ],
 )
-def test_mathematics_is_no_call(text: str) -> None:
-    assert not jailed._calls(text)
+def test_code_that_does_more_than_compute(text: str) -> None:
+    assert not jailed._computes(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["(1 + 2) * 3", "sin(x) + 2*log(x)", "[[1, 2], [3, 4]]", "x**2", " 3.5", "Integer (1 )*Symbol ('x' )"]
+)
+def test_arithmetic(text: str) -> None:
+    assert jailed._computes(text)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from prefloop.engine.cache import Store
 from prefloop.engine.decode import Decoder
 from prefloop.engine.generate import LocalSampler
 from prefloop.engine.graphs import ALIGNED, SHORTEST, StaticCache, Steps, bucket, capturable
@@ -158,8 +159,13 @@ def test_rows_are_as_many_as_memory_holds() -> None:
     assert_same(written(static, requests), written(make(tiny_model(5), static=False), requests))
     assert static.steps is not None and 1 < static.steps.cache.rows.slots < 40
     assert static.steps.cache.held <= 2**20
+
+
+def test_nothing_is_taken_for_rows_that_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    static = make(tiny_model(5), static=True, cache_mb=0)
+    monkeypatch.setattr(Store, "resize", lambda *_: pytest.fail("memory was taken"))
     with pytest.raises(PrefloopError, match="do not fit into 0 MiB"):
-        written(make(tiny_model(5), static=True, cache_mb=0), requests)
+        written(static, make_requests(2, 20))
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,12 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from prefloop.rewards import jailed, verifiers
 from prefloop.rewards import sandbox as walls
 from prefloop.rewards.sandbox import SAFE, Sandbox, strongest
 from prefloop.rewards.verifiers import unit_tests
@@ -95,6 +97,96 @@ def test_each_test_has_a_fresh_process() -> None:
     once = "seen = []\ndef add(a, b):\n    seen.append(1)\n    return a + b if len(seen) == 1 else None\n"
     assert judge(once).value == 1.0
     assert judge(once, "assert add(1, 1) == 2 and add(1, 1) == 2").value == 0.0
+
+
+def test_answers_are_compiled_as_files_of_their_own() -> None:
+    code = "from dataclasses import dataclass\n@dataclass\nclass Node:\n    value: int\n    next: 'Node | int' = 0\n"
+    code += "def add(a: int, b: int) -> int:\n    return Node(a, Node(b)).value + b\n"
+    assert judge(code, "assert add(2, 3) == 5 and add.__annotations__['a'] is int").value == 1.0
+    assert judge(f"{code}print(add.__annotations__['b'] is int)", {"input": "", "output": "True"}).value == 1.0
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import json; json.dumps = lambda *a, **k: '{\"ok\": true}'",
+        "import json; json.encoder.JSONEncoder.encode = lambda *a, **k: '{\"ok\": true}'",
+        "import os; write = os.write; os.write = lambda fd, data: write(fd, b'{\"ok\": true}')",
+        "import os; leave = os._exit; os._exit = lambda code: leave(0)",
+        "import builtins; builtins.exec = builtins.compile = lambda *a, **k: None",
+    ],
+)
+def test_what_answers_share_with_the_checking_code_tells_no_pass(code: str) -> None:
+    assert judge(f"{code}\ndef add(a, b): return 9").value == 0.0
+
+
+def test_waiting_for_others_costs_no_processor_time() -> None:
+    """A busy machine looks like this from inside: the clock goes on while the answer does not."""
+    assert judge(f"import time\ntime.sleep(1.2)\n{RIGHT}", TESTS[0], seconds=1).value == 1.0
+
+
+def test_as_many_answers_at_once_as_this_process_has_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked_for = []
+
+    def pool(max_workers: int) -> ThreadPoolExecutor:
+        asked_for.append(max_workers)
+        return ThreadPoolExecutor(max_workers)
+
+    monkeypatch.setattr(verifiers, "ThreadPoolExecutor", pool)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
+    assert judge(RIGHT).value == 1.0 and asked_for == [1]
+
+
+def test_processor_time_is_that_of_all_tests_together() -> None:
+    burn = "import time\nwhile time.process_time() < 0.7: pass"
+    score = judge(burn, "pass", "pass", "pass", seconds=1)
+    assert score.parts == {"tests[0]": 1.0, "tests[1]": 0.0, "tests[2]": 0.0} and "time is up" in score.explanation
+
+
+def test_a_sandbox_that_died_between_two_answers_costs_neither() -> None:
+    with Sandbox() as sandbox:
+        assert sandbox.ask({"kind": "program", "code": "print(1)"}, 20)["output"] == "1\n"
+        assert sandbox._jail
+        sandbox._jail.process.terminate()
+        sandbox._jail.process.wait()
+        assert sandbox.ask({"kind": "program", "code": "print(2)"}, 20)["output"] == "2\n"
+
+
+def test_a_sandbox_that_is_full_is_built_again_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    replies: list[dict[str, object]] = [{"ok": True}, {"full": "no room"}, {"ok": True}, {"full": "a"}, {"full": "b"}]
+    built = []
+
+    class Jail:
+        offline = True
+
+        def __init__(self, *_: object) -> None:
+            built.append(self)
+
+        def ask(self, task: Json, seconds: float) -> dict[str, object]:
+            return replies.pop(0)
+
+        def close(self) -> None:
+            pass
+
+    with Sandbox() as sandbox:
+        monkeypatch.setattr(walls, "_Jail", Jail)
+        assert [sandbox.ask({}, 1) for _ in range(2)] == [{"ok": True}] * 2 and len(built) == 2
+        with pytest.raises(PrefloopError, match=r"no room for a task \(b\)"):
+            sandbox.ask({}, 1)
+
+
+def test_no_process_to_be_had_is_told_from_a_wrong_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full() -> int:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(os, "fork", full)
+    assert jailed._run({}, lambda: None) == {"full": "Resource temporarily unavailable"}
+
+
+def test_what_a_process_told_is_never_taken_for_the_sandboxs_own_word() -> None:
+    assert jailed._words(0, b'{"ok": true, "full": "x", "cpu": 0, "lost": 1}') == {"ok": True}
+    assert jailed._words(0, b"5") == jailed._words(1, b"") == {"why": "it ended before the check"}
+    assert jailed._words(1, b'{"ok": true}') == {"why": '{"ok": true}'}
 
 
 def test_endless_loop() -> None:

@@ -183,8 +183,11 @@ class LocalSampler:
         if not requests:
             return
         queue = _queue(requests)
+        self._check(queue)
         batch = _Batch(queue, self._cache(queue), self.max_rows)
-        self._check(batch)
+        for prompt, request in queue:
+            if not batch.fits([(prompt, request)], [prompt] * batch.shared):
+                raise self._no_room(request)
         while batch.queue or batch.rows:
             first, fresh = len(batch.rows), batch.admit()
             if len(batch.rows) > first:
@@ -196,13 +199,12 @@ class LocalSampler:
             elif batch.rows:
                 yield from self._draw(batch, self._logits(self._step(batch)), 0)
 
-    def _check(self, batch: _Batch) -> None:
-        for prompt, request in batch.queue:
-            size = f"{len(request.tokens)} tokens and {request.sampling.max_tokens} new ones"
+    def _check(self, queue: Sequence[tuple[_Prompt, Request]]) -> None:
+        for _, request in queue:
             if len(request.tokens) + request.sampling.max_tokens > self.context:
                 raise PrefloopError(
-                    f"Prompt {request.prompt_id!r} has {size}, more than the model's context of {self.context}; "
-                    "shorten it or lower max_tokens."
+                    f"Prompt {request.prompt_id!r} has {_size(request)}, more than the model's context of "
+                    f"{self.context}; shorten it or lower max_tokens."
                 )
             if "" in request.sampling.stop:
                 raise PrefloopError(f"Prompt {request.prompt_id!r} has an empty stop string; leave it out.")
@@ -212,27 +214,32 @@ class LocalSampler:
                     f"Prompt {request.prompt_id!r} has the special token {special[0]} among its stop strings, which no "
                     "text holds; give its number in stop_tokens."
                 )
-            if not batch.fits([(prompt, request)], [prompt] * batch.shared):
-                raise PrefloopError(
-                    f"Prompt {request.prompt_id!r} has {size}, whose keys and values do not fit into {self.cache_mb} "
-                    "MiB; raise engine.cache_mb, shorten it or lower max_tokens."
-                )
+
+    def _no_room(self, request: Request) -> PrefloopError:
+        return PrefloopError(
+            f"Prompt {request.prompt_id!r} has {_size(request)}, whose keys and values do not fit into {self.cache_mb} "
+            "MiB; raise engine.cache_mb, shorten it or lower max_tokens."
+        )
 
     def _cache(self, queue: Sequence[tuple[_Prompt, Request]]) -> Cache:
-        """Room for keys and values; where steps are static it is kept, with their graphs, until more is needed."""
+        """Room for keys and values; where steps are static it is kept, with their graphs, until more is needed, and
+        PrefloopError is raised before any is taken where one row has none."""
         empty, budget = self._empty(), int(self.cache_mb * 2**20)
         if not self.static:
             return Cache(empty, budget)
         cache = StaticCache(empty, budget)
         prompts = {id(prompt): len(prompt.tokens) for prompt, _ in queue}
         shared = len(prompts) < len(queue)  # else each is read straight into its row
-        rows, length = min(self.max_rows, len(queue)), max(len(p.tokens) + r.sampling.max_tokens for p, r in queue) - 1
+        longest = max((request for _, request in queue), key=lambda r: len(r.tokens) + r.sampling.max_tokens)
+        rows, length = min(self.max_rows, len(queue)), len(longest.tokens) + longest.sampling.max_tokens - 1
 
         def needs(rows: int) -> tuple[int, int, int, int]:
             return rows, length, shared * math.ceil(rows * len(prompts) / len(queue)), shared * max(prompts.values())
 
         while rows > 1 and not cache.fits(*needs(rows)):
             rows = -(-rows // 2)
+        if not cache.fits(*needs(rows)):
+            raise self._no_room(longest)
         if self.steps is None or not self.steps.cache.fits(*needs(rows)):
             self.steps = None  # its memory is free before the next is taken
             cache.rows.resize(rows, length)
@@ -418,6 +425,10 @@ def _block(size: int) -> int:
 
 def _uniforms(request: Request) -> NDArray[np.float64]:
     return np.random.Generator(np.random.Philox(request.seed)).random(request.sampling.max_tokens)
+
+
+def _size(request: Request) -> str:
+    return f"{len(request.tokens)} tokens and {request.sampling.max_tokens} new ones"
 
 
 def _queue(requests: Sequence[Request]) -> list[tuple[_Prompt, Request]]:

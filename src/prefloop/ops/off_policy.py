@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -28,7 +29,7 @@ def importance_weights(
     if beyond == "truncate":
         return weights.clamp(min=0.0 if low is None else low, max=high)
     inside = weights >= (0.0 if low is None else low)
-    return weights * (inside if high is None else inside & (weights <= high))
+    return torch.where(inside if high is None else inside & (weights <= high), weights, 0.0)
 
 
 def not_too_far(

@@ -3,11 +3,11 @@ credit for near misses. Every pattern runs in linear time."""
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 
 from prefloop.rewards.refusals import NUMBERED, PLAIN, WORD
-from prefloop.types import Json
+from prefloop.types import Json, PrefloopError, Prompt
 
 CONSTRAINTS = (
     "mentions forbids min_words max_words sentences bullets numbered lines starts_with ends_with question lowercase "
@@ -17,6 +17,43 @@ CONSTRAINTS = (
 SENTENCE_END = re.compile(r"""(?<![.!?…])[.!?…]++["')\]]*+(?=\s|$)""")
 _ABBREVIATION = re.compile(r"\b(mr|mrs|ms|dr|st|vs|e\.g|i\.e)\.", re.IGNORECASE)
 LIST_MARK = re.compile(r"^(?:\d{1,3}[.)]|[-*•])[ \t]", re.MULTILINE)
+
+
+def require_shapes(prompt: Prompt) -> None:
+    """Raises PrefloopError for a check whose value is not of its type."""
+    for names, (wanted, fits) in _SHAPES.items():
+        for name in names.split():
+            if name in prompt.checks and not fits(prompt.checks[name]):
+                raise PrefloopError(f"Prompt {prompt.id}: {name} is {prompt.checks[name]!r:.80}; give {wanted}.")
+
+
+def _is_list(value: Json, fits: Callable[[Json], bool]) -> bool:
+    return isinstance(value, list | tuple) and all(map(fits, value))
+
+
+def _is_text(value: Json) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _is_group(value: Json) -> bool:
+    return bool(value) and _is_list(value, _is_text)
+
+
+def _is_number(value: Json) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
+
+
+_SHAPES: dict[str, tuple[str, Callable[[Json], bool]]] = {
+    "mentions correction": ('a list of lists of phrases, as [["tea", "coffee"]]', lambda v: _is_list(v, _is_group)),
+    "forbids json_keys": ("a list of texts", lambda v: _is_list(v, _is_text)),
+    "min_words max_words sentences bullets numbered lines": (
+        "a whole number from 0",
+        lambda v: type(v) is int and v >= 0,
+    ),
+    "ideal_words": ("a number above 0", _is_number),
+    "starts_with ends_with": ("a text", _is_text),
+    "question lowercase uppercase no_commas fiction": ("true or false", lambda v: isinstance(v, bool)),
+}
 
 
 @lru_cache(maxsize=4096)

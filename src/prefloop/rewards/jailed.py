@@ -3,8 +3,9 @@ with everything that it started. Standard library at import."""
 
 from __future__ import annotations
 
+import ast
+import builtins
 import contextlib
-import inspect
 import io
 import json
 import math
@@ -15,19 +16,25 @@ import signal
 import sys
 import tempfile
 import traceback
+import types
 from collections.abc import Callable
 from typing import Any
 
 MOST_OUTPUT = 1 << 20
-_RUNS = re.compile(r"\b(?:eval|exec|parse_expr|sympify)\s*\(")
-_CALL = re.compile(r"""(?:([^\W\d]\w*)|[])}"'`])\s*\(""")
-_BINDS = re.compile(r":=|\b(?:for|lambda)\b")
-_MATHEMATICS = {"sqrt", "exp", "log", "ln", "Abs", "abs", "Integer", "Rational", "Symbol", "Eq", "Pow"} | {
+_FAILED = 1
+_ARITHMETIC = (
+    *(ast.Expression, ast.BinOp, ast.UnaryOp, ast.operator, ast.unaryop, ast.Constant, ast.List, ast.Tuple),
+    *(ast.Name, ast.Load, ast.Call),
+)
+_MATHEMATICS = {
+    *("sqrt", "exp", "log", "ln", "Abs", "abs", "factorial", "Integer", "Float", "Rational", "Symbol", "Eq", "Pow")
+} | {
     f"{arc}{name}{h}"
     for arc in ("", "a", "arc")
     for name in ("sin", "cos", "tan", "sec", "csc", "cot")
     for h in ("", "h")
 }
+_compile = compile
 Task = dict[str, Any]
 
 
@@ -48,7 +55,8 @@ def _say(words: Task) -> None:
 
 
 def _run(task: Task, sweep: Callable[[], object]) -> Task:
-    """The task's own words, or `why` there are none, and the `output` that it printed."""
+    """What the task says (`ok`, `why`, `wrong`) or `why` that is nothing, the `output` that it printed, and the seconds
+    of processor time (`cpu`) that it took; or why the sandbox is `full`."""
     try:
         with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as printed, tempfile.TemporaryFile() as told:
             given.write(task.pop("input", "").encode("utf-8", "replace"))
@@ -56,21 +64,21 @@ def _run(task: Task, sweep: Callable[[], object]) -> Task:
             child = os.fork()
             if child == 0:
                 _work(task, given.fileno(), printed.fileno(), told.fileno())
-            status = _wait(child, task["seconds"])
+            status, cpu = _wait(child, task["wall"])
             sweep()
-            words: Task = {"why": "time is up" if status is None else _death(status)}
-            with contextlib.suppress(ValueError, RecursionError):
-                said = json.loads(os.pread(told.fileno(), MOST_OUTPUT, 0))
-                words = said if status == 0 and isinstance(said, dict) else words
-            words["output"] = os.pread(printed.fileno(), MOST_OUTPUT, 0).decode("utf-8", "replace")
-            return words
+            words: Task = {"why": "time is up"}
+            if status is not None and cpu < task["seconds"]:
+                words = _words(status, os.pread(told.fileno(), MOST_OUTPUT, 0))
+            output = os.pread(printed.fileno(), MOST_OUTPUT, 0).decode("utf-8", "replace")
+            return {**words, "output": output, "cpu": cpu}
     except OSError as error:
         sweep()
-        return {"why": f"the sandbox is full ({error.strerror})"}
+        return {"full": str(error.strerror or error)}
 
 
-def _wait(child: int, seconds: float) -> int | None:
-    """A child's exit status, negative for a signal; None where it had to be ended after `seconds`."""
+def _wait(child: int, seconds: float) -> tuple[int | None, float]:
+    """A child's exit status, negative for a signal, None where it had to be ended after `seconds`; and its processor
+    time, with that of the processes that it waited for."""
 
     def ring(*_: object) -> None:
         raise TimeoutError
@@ -79,47 +87,53 @@ def _wait(child: int, seconds: float) -> int | None:
         signal.signal(signal.SIGALRM, ring)
         signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-3))
         try:
-            status = os.waitpid(child, 0)[1]
+            _, status, usage = os.wait4(child, 0)
         finally:
             signal.signal(signal.SIGALRM, signal.SIG_IGN)
     except TimeoutError:
         with contextlib.suppress(ProcessLookupError):
             os.kill(child, signal.SIGKILL)
-        return None
-    return os.waitstatus_to_exitcode(status)
+        return None, 0.0
+    return os.waitstatus_to_exitcode(status), usage.ru_utime + usage.ru_stime
 
 
-def _death(status: int) -> str:
-    if status in (-signal.SIGKILL, -signal.SIGXCPU):
-        return "it used up its processor time or was killed"
-    return f"it ended by signal {-status}" if status < 0 else "it ended before the check"
+def _words(status: int, told: bytes) -> Task:
+    """What a process told before it ended; of one that failed a text, and never that it is right."""
+    if told and status == _FAILED:
+        return {"why": told.decode("utf-8", "replace")}
+    if status == 0:
+        with contextlib.suppress(ValueError, RecursionError):
+            if isinstance(said := json.loads(told), dict):
+                return {name: said[name] for name in ("ok", "why", "wrong") if name in said}
+    ends = {-signal.SIGXCPU: "time is up", -signal.SIGKILL: "it was killed"}
+    return {"why": ends.get(status, f"it ended by signal {-status}" if status < 0 else "it ended before the check")}
 
 
 def _work(task: Task, given: int, printed: int, told: int) -> None:
-    """The task, in a process of its own, which this never leaves."""
-    code, mine = 1, os.getpid()
+    """The task, in a process of its own, which this never leaves. The answer's code may change every module: what comes
+    after it is bound before, and a failure is told by the exit status."""
+    dumps, write, leave, number = json.dumps, os.write, os._exit, os.getpid
+    code, mine = _FAILED, number()
     try:
         os.setsid()
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         cpu = math.ceil(task["seconds"])
-        resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu))
+        resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu + 1))  # SIGXCPU, and for whoever bears that SIGKILL
         for source, target in ((given, 0), (printed, 1), (printed, 2)):
             os.lseek(source, 0, os.SEEK_SET)
             os.dup2(source, target)
         sys.stdin, sys.stdout = io.TextIOWrapper(open(0, "rb")), io.TextIOWrapper(open(1, "wb"))  # noqa: SIM115
-        words = json.dumps(TASKS[task["kind"]](task)).encode()
+        words = dumps(TASKS[task["kind"]](task)).encode()
         sys.stdout.flush()
-        if os.getpid() == mine:  # and not a copy that the answer made of it
-            os.write(told, words)
+        if number() == mine:  # and not a copy that the answer made of it
+            write(told, words)
             code = 0
     except BaseException as error:
         with contextlib.suppress(BaseException):
-            if os.getpid() != mine:
-                os._exit(1)
-            os.write(told, json.dumps({"why": _short(error)}).encode())
-            code = 0
+            if number() == mine:
+                write(told, _short(error).encode("utf-8", "replace"))
     finally:
-        os._exit(code)
+        leave(code)
 
 
 def _short(error: BaseException) -> str:
@@ -129,16 +143,27 @@ def _short(error: BaseException) -> str:
 def _program(task: Task) -> Task:
     """Runs `code` as a program that reads its input."""
     with contextlib.suppress(SystemExit):
-        exec(compile(task["code"], "answer.py", "exec"), {"__name__": "__main__"})
+        exec(_compiled(task["code"], "answer.py"), _names("__main__"))
     return {"ok": True}
 
 
 def _asserts(task: Task) -> Task:
     """Runs `code`, then `test` with its names; that nothing was raised is a pass."""
-    names: Task = {"__name__": "answer"}
-    exec(compile(task["code"], "answer.py", "exec"), names)
-    exec(compile(task["test"], "test.py", "exec"), names)
+    run, test, names = exec, _compiled(task["test"], "test.py"), _names("answer")
+    run(_compiled(task["code"], "answer.py"), names)
+    run(test, names)
     return {"ok": True}
+
+
+def _names(module: str) -> Task:
+    """Those of a new module, which is found where classes look for their own."""
+    sys.modules[module] = made = types.ModuleType(module)
+    return made.__dict__
+
+
+def _compiled(code: str, file: str) -> types.CodeType:
+    """Without what this file imports from __future__."""
+    return compile(code, file, "exec", dont_inherit=True)
 
 
 def _regex(task: Task) -> Task:
@@ -158,7 +183,8 @@ def _schema(task: Task) -> Task:
     try:
         kind = validator_for(task["schema"])
         kind.check_schema(task["schema"])
-        error = best_match(kind(task["schema"], registry=Registry()).iter_errors(task["value"]))
+        checker = kind(task["schema"], registry=Registry(), format_checker=kind.FORMAT_CHECKER)
+        error = best_match(checker.iter_errors(task["value"]))
     except (SchemaError, Unresolvable) as wrong:
         return {"wrong": f"the schema is not one: {_short(wrong)}"}
     return {"ok": error is None, "why": "" if error is None else f"{error.json_path}: {error.message:.150}"}
@@ -177,24 +203,47 @@ def _math(task: Task) -> Task:
     return {"ok": same, "why": f"{found[0]!s:.80} is not {gold[0]!s:.80}"}
 
 
-def _calls(text: str) -> bool:
-    """Whether a text, run as Python, could do more than compute: it calls what is no function of mathematics, or
-    reaches into names with two underscores. A check that runs answers in its own process would be at its mercy."""
-    called = {found[1] for found in _CALL.finditer(text)}
-    return "__" in text or not called <= _MATHEMATICS or bool(called and _BINDS.search(text))
+def _computes(text: str) -> bool:
+    """Whether a text, run as Python, does no more than compute: it calls functions of mathematics alone."""
+    try:
+        tree = _compile(text.lstrip(" \t"), "answer", "eval", ast.PyCF_ONLY_AST, True)
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
+        return False
+    nodes = list(ast.walk(tree))
+    called = [node.func for node in nodes if isinstance(node, ast.Call)]
+    known = all(isinstance(name, ast.Name) and name.id in _MATHEMATICS for name in called)
+    return known and all(isinstance(node, _ARITHMETIC) for node in nodes)
+
+
+def _guard(name: str) -> None:
+    """From now on this builtin takes no text but arithmetic, and the line by which sympy fetches its own names."""
+    run = getattr(builtins, name)
+
+    def guarded(text: Any, *rest: Any, **named: Any) -> Any:
+        if isinstance(text, str) and text != "from sympy import *" and not _computes(text):
+            raise PermissionError(f"{text!r:.80} is no arithmetic")
+        if not rest:
+            frame = sys._getframe(1)
+            rest = (frame.f_globals, frame.f_locals)
+        return run(text, *rest, **named)
+
+    setattr(builtins, name, guarded)
 
 
 def _gym(task: Task) -> Task:
-    """Makes the problem again, and asks the library that made it."""
+    """Makes the problem again, and asks the library that made it what it thinks of either form of the answer. Checks of
+    some tasks run the answer as code, in this process, which it could then tell what to say."""
     import reasoning_gym
 
     origin = task["origin"]
     made = reasoning_gym.create_dataset(origin["task"], seed=origin["seed"], size=origin["size"], **origin["config"])
-    modules = {sys.modules[kind.__module__] for kind in type(made).__mro__ if kind.__module__ != "builtins"}
-    if _calls(task["text"]) and any(_RUNS.search(inspect.getsource(module)) for module in modules):
-        return {"ok": False, "why": f"the answer {task['text']!r:.80} is code that calls something"}
-    score = float(made.score_answer(task["text"], made[origin["index"]]))
-    return {"ok": score >= 1.0, "why": f"the answer is {task['text']!r:.80}, which scores {score:.3g}"}
+    problem, best = made[origin["index"]], 0.0
+    for name in ("eval", "exec", "compile"):
+        _guard(name)
+    for text in task["texts"]:
+        with contextlib.suppress(Exception):
+            best = max(best, float(made.score_answer(text, problem)))
+    return {"ok": best >= 1.0, "why": f"the answer is {task['texts'][-1]!r:.80}, which scores {best:.3g}"}
 
 
 TASKS: dict[str, Callable[[Task], Task]] = {

@@ -16,7 +16,15 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from prefloop.rewards.constraints import CONSTRAINTS, LIST_MARK, SENTENCE_END, json_object, share_met, share_of_checks
+from prefloop.rewards.constraints import (
+    CONSTRAINTS,
+    LIST_MARK,
+    SENTENCE_END,
+    json_object,
+    require_shapes,
+    share_met,
+    share_of_checks,
+)
 from prefloop.rewards.refusals import PLAIN, WORD, is_refusal, is_reluctant
 from prefloop.types import Completion, Json, PrefloopError, Prompt, Score
 
@@ -111,7 +119,7 @@ def score_text(prompt: Prompt, text: str, *, finished: bool = True) -> Score:
     `no_repetition` of itself or the prompt; `safety` refuses where it must and only there; `premise` corrects the false
     premise or admits what nobody can know.
     A wrong refusal or compliance leaves at most 0.25, an answer without a word 0.
-    Raises PrefloopError for an unknown check or behavior.
+    Raises PrefloopError for an unknown check or behavior, or a check's value of another type than its own.
     """
     checks = prompt.checks
     _require_known(prompt)
@@ -173,6 +181,7 @@ def _require_known(prompt: Prompt) -> None:
             f"Prompt {prompt.id}: unknown behavior {prompt.checks['behavior']!r}; use one of "
             f"{', '.join(b for b in _BEHAVIORS if b)} or leave it out."
         )
+    require_shapes(prompt)
 
 
 def _stems(texts: Iterable[str]) -> set[str]:

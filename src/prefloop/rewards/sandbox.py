@@ -32,6 +32,8 @@ ANY: tuple[Wall, ...] = (*SAFE, "limits")
 UNSAFE: tuple[Wall, ...] = SAFE if os.geteuid() == 0 else ANY
 """Code without walls, for people who ask for it; never as root, for whom no limit bounds the number of processes."""
 
+PATIENCE = 5
+"""A task may take so many times its processor time by the clock: others are at work beside it."""
 _GRACE = 5.0
 _MOST_REPLY = 8 << 20
 
@@ -72,19 +74,36 @@ class Sandbox:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._close()
 
-    def ask(self, task: Json, seconds: float) -> Reply:
-        """The reply to a task, or `why` there is none. It has `seconds`, and the sandbox a few more to say so."""
+    def ask(self, task: Json, seconds: float, wall: float | None = None) -> Reply:
+        """The reply to a task, or `why` there is none. It has `seconds` of processor time and `wall` of the clock
+        (PATIENCE times as many where not given), and the sandbox a few more to say so. Where one that had others before
+        is lost or full, that may be their doing: the task is asked again in a new one."""
+        wall = PATIENCE * seconds if wall is None else wall
+        fresh = self._jail is None
+        try:
+            reply = self._built().ask({**task, "seconds": seconds, "wall": wall}, wall + _GRACE)
+        except SandboxLostError as error:
+            reply = {"why": str(error), "lost": True}
+        if "lost" not in reply and "full" not in reply:
+            return reply
+        self._close()
+        if not fresh:
+            return self.ask(task, seconds, wall)
+        if why := reply.get("full"):
+            raise PrefloopError(
+                f"A new sandbox has no room for a task ({why}): free space in {tempfile.gettempdir()} or end other "
+                "programs of this user."
+            )
+        return reply
+
+    def _built(self) -> _Jail:
         if self._jail is None:
             try:
                 self._jail = _Jail(self.wall, self.limits, self.libraries)
             except SandboxLostError as error:
                 raise PrefloopError(f"The sandbox could not be built again ({error}).") from None
             self.note = _note(self.wall, self._jail.offline)
-        try:
-            return self._jail.ask({**task, "seconds": seconds}, seconds + _GRACE)
-        except SandboxLostError as error:
-            self._close()
-            return {"why": str(error)}
+        return self._jail
 
     def _close(self) -> None:
         if self._jail:

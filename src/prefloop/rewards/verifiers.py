@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,16 +18,18 @@ from fractions import Fraction
 from typing import TypeVar
 
 from prefloop.data.gym import exact_alone
-from prefloop.rewards.answers import LONGEST, fenced, final_answer, normal, number
-from prefloop.rewards.constraints import CONSTRAINTS, limits, required
+from prefloop.rewards.answers import LONGEST, bare, fenced, final_answer, normal, number, scaled, stated
+from prefloop.rewards.constraints import CONSTRAINTS, limits, require_shapes, required
 from prefloop.rewards.refusals import PLAIN, WORD
-from prefloop.rewards.sandbox import ANY, SAFE, UNSAFE, Reply, Sandbox, Wall
+from prefloop.rewards.sandbox import ANY, PATIENCE, SAFE, UNSAFE, Reply, Sandbox, Wall, strongest
 from prefloop.types import Completion, Json, PrefloopError, Prompt, Score
 
 SECONDS = 5.0
-"""What one answer may take, all of its tests together; `seconds` in a prompt's checks changes it for unit tests."""
+"""Of processor time for one answer, all of its tests together; `seconds` in a prompt's checks changes it for tests."""
 CHECKS = (*CONSTRAINTS.split(), "tolerance", "relative_tolerance", "pattern", "schema", "tests", "seconds")
 _DEEPEST = 50
+_NONE = "there is no answer"
+_DELIMITED = re.compile(r"\$|\\[(\[]")
 _Found = TypeVar("_Found")
 
 
@@ -74,7 +77,7 @@ def math(prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[S
 
     def task(prompt: Prompt, text: str) -> Json:
         target, found = _target(prompt), final_answer(text)
-        return {"kind": "math", "target": _formula(target), "text": _formula(found)} if found else "there is no answer"
+        return {"kind": "math", "target": _formula(bare(target)), "text": _formula(found)} if found else _NONE
 
     return _judged("math", task, prompts, completions, ("math_verify", "sympy"))
 
@@ -86,17 +89,17 @@ def gym(prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Sc
     Checks of that library may run an answer as code, so they are asked behind walls, and only where they may give full
     marks to another answer than the target."""
 
-    def answer(prompt: Prompt, text: str) -> str:
-        return text.strip() if "\n" in _target(prompt).strip() else final_answer(text)
+    def found(prompt: Prompt, text: str) -> list[str]:
+        return _forms(prompt, text if "\n" in _target(prompt).strip() else stated(text))
 
     def task(prompt: Prompt, text: str) -> Json:
-        origin, found = _check(prompt, "gym", dict), answer(prompt, text)
-        if not found or exact_alone(origin):
-            return f"the answer is {found!r:.80}" if found else "there is no answer"
-        return {"kind": "gym", "origin": origin, "text": found}
+        origin, forms = _check(prompt, "gym", dict), found(prompt, text)
+        if not forms or exact_alone(origin):
+            return f"the answer is {forms[-1]!r:.80}" if forms else _NONE
+        return {"kind": "gym", "origin": origin, "texts": forms}
 
     pairs = _pairs("gym", prompts, completions)
-    same = [answer(p, c.text) == _target(p).strip() for p, c in pairs]
+    same = [not set(_forms(p, _target(p))).isdisjoint(found(p, c.text)) for p, c in pairs]
     rest = [pair for pair, right in zip(pairs, same, strict=True) if not right]
     asked = iter(_judged("gym", task, [p for p, _ in rest], [c for _, c in rest], ("reasoning_gym",), SAFE))
     return [_verdict("gym", True, "") if right else next(asked) for right in same]
@@ -164,6 +167,7 @@ def _constraints(prompt: Prompt, text: str) -> Score:
         near = difflib.get_close_matches(unknown[0], CHECKS, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"the checks are {', '.join(CHECKS)}."
         raise PrefloopError(f"Prompt {prompt.id}: unknown check {unknown[0]!r}; {hint}")
+    require_shapes(prompt)
     text = text.translate(PLAIN).strip()
     flat, n_words = " ".join(text.lower().split()), len(WORD.findall(text))
     parts = required(prompt.checks, text, flat, n_words) | limits(prompt.checks, text, flat, n_words)
@@ -176,8 +180,16 @@ def _constraints(prompt: Prompt, text: str) -> Score:
     return Score(value=1.0 - len(missed) / len(parts), parts=parts, by="constraints", explanation=explanation)
 
 
+def _forms(prompt: Prompt, text: str) -> list[str]:
+    """A target, or what stands for it in an answer: as it is and, unless it has several lines, bare."""
+    several = "\n" in _target(prompt).strip()
+    return [form for form in dict.fromkeys((text.strip(), text.strip() if several else bare(text))) if form]
+
+
 def _formula(text: str) -> str:
-    return text if "$" in text else f"${text}$"
+    """As math-verify finds it: between delimiters, without signs of money. It skips words, also \\text{million}."""
+    plain = scaled(text.replace("\\$", ""))
+    return plain if _DELIMITED.search(plain) else f"${plain}$"
 
 
 def _strict_json(text: str) -> Json:
@@ -214,7 +226,7 @@ def _judged(
     with Sandbox(walls, libraries) as sandbox:
         for prompt, asked in zip(prompts, tasks, strict=True):
             reply: Reply = {"why": asked} if isinstance(asked, str) else sandbox.ask(asked, SECONDS)
-            if wrong := reply.get("wrong"):
+            if (wrong := reply.get("wrong")) and walls is ANY:  # else the answer may have said it
                 raise PrefloopError(f"Prompt {prompt.id}: {wrong}.")
             scores.append(_verdict(by, reply.get("ok") is True, str(reply.get("why", ""))))
     return scores
@@ -224,7 +236,8 @@ def _unit_tests(
     by: str, walls: Sequence[Wall], prompts: Sequence[Prompt], completions: Sequence[Completion]
 ) -> list[Score]:
     jobs = [(prompt, completion, _tests(prompt)) for prompt, completion in _pairs(by, prompts, completions)]
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+    strongest(tuple(walls))  # says at once where none can be built
+    with ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0))) as pool:
         return list(pool.map(lambda job: _run_tests(by, walls, *job), jobs))
 
 
@@ -246,10 +259,19 @@ def _tests(prompt: Prompt) -> list[Json]:
 def _run_tests(by: str, walls: Sequence[Wall], prompt: Prompt, completion: Completion, tests: Sequence[Json]) -> Score:
     """Each test in a process of its own, all of one answer in one sandbox, which ends with the answer."""
     code, parts, failures = fenced(completion.text), {}, []
-    until = time.monotonic() + prompt.checks.get("seconds", SECONDS)
+    seconds = prompt.checks.get("seconds", SECONDS)
+    until = time.monotonic() + PATIENCE * seconds
     with Sandbox(walls) as sandbox:
         for place, test in enumerate(tests):
-            why = _run_test(sandbox, code, test, until) if len(code) <= LONGEST else "the answer is too long"
+            wall = until - time.monotonic()
+            if len(code) > LONGEST:
+                why = "the answer is too long"
+            elif min(seconds, wall) <= 0:
+                why = "time is up"
+            else:
+                reply = sandbox.ask(_asked(code, test), seconds, wall)
+                why = _failure(test, reply)
+                seconds -= reply.get("cpu", 0.0)
             parts[f"tests[{place}]"] = float(not why)
             failures += [f"tests[{place}]: {why}"] if why else []
         note = sandbox.note
@@ -258,12 +280,13 @@ def _run_tests(by: str, walls: Sequence[Wall], prompt: Prompt, completion: Compl
     return Score(value=1.0 - len(failures) / len(tests), parts=parts, by=by, explanation=explanation)
 
 
-def _run_test(sandbox: Sandbox, code: str, test: Json, until: float) -> str:
-    """Why a test failed, empty where it passed."""
-    if (left := until - time.monotonic()) <= 0:
-        return "time is up"
+def _asked(code: str, test: Json) -> Json:
     asked = {"kind": "asserts", "test": test} if isinstance(test, str) else {"kind": "program", "input": test["input"]}
-    reply = sandbox.ask({**asked, "code": code}, left)
+    return {**asked, "code": code}
+
+
+def _failure(test: Json, reply: Reply) -> str:
+    """Why a test failed, empty where it passed."""
     if reply.get("ok") is not True:
         return str(reply.get("why", "the sandbox said nonsense"))
     if isinstance(test, dict) and _lines(str(reply.get("output"))) != _lines(test["output"]):

@@ -19,7 +19,8 @@ def run(
     """Answer line after line from stdin, with the conversation so far; returns the number of answers.
 
     With `best_of` above 1 each answer is the one of so many that `reward` scores best, of equals the first drawn.
-    An empty line starts a new conversation. Raises PrefloopError when the conversation outgrows the model's context.
+    An empty line starts a new conversation. An answer that was cut off at `max_tokens` stands in the conversation as if
+    it had ended there. Raises PrefloopError when the conversation outgrows the model's context.
     """
     if (best_of > 1) != bool(reward):
         raise PrefloopError(
