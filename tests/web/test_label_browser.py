@@ -508,8 +508,8 @@ def test_line_30_an_answer_waits_for_its_labeler_whoever_signs_in_meanwhile(stag
     page.keyboard.press("Enter")
     expect(page.get_by_text("Not saved yet")).to_be_visible()
     page.close()
-    context.set_offline(False)
     site.sign_in(context, "bob")
+    context.set_offline(False)
     other = site.begin(context)
     other.wait_for_load_state("networkidle")
     assert not site.here.rows("judgments") and other.get_by_text("could not be kept").count() == 0
