@@ -167,6 +167,15 @@ def test_odd_rows_stop_the_import_or_are_counted(
     assert "rows.jsonl:2" in done.first_skipped
 
 
+def test_two_prompts_of_one_id_are_never_compared(empty: Scene, tmp_path: Path) -> None:
+    first = to_json(comparison("x"))
+    rows = [{"prompt": first["prompt"], "completion": item} for item in first["items"]]
+    rows[1]["prompt"] = rows[1]["prompt"] | {"messages": [{"role": "user", "content": "Something else?"}]}
+    path = write(tmp_path, rows)
+    with pytest.raises(PrefloopError, match=r"rows\.jsonl:2: id 'p-x' was another prompt further up; rename one"):
+        import_items(empty.store, empty.campaigns, RUN, path)
+
+
 def test_the_same_comparison_with_other_content_is_named(empty: Scene, tmp_path: Path) -> None:
     path = write(tmp_path, [battle(slice="a"), battle(slice="b")])
     with pytest.raises(PrefloopError, match=r"rows\.jsonl:2: comparison \w+ came before with other content"):

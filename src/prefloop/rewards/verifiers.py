@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -18,6 +17,7 @@ from fractions import Fraction
 from typing import TypeVar
 
 from prefloop.data.gym import exact_alone
+from prefloop.engine.build import available_cores
 from prefloop.rewards.answers import LONGEST, bare, fenced, final_answer, normal, number, scaled, stated
 from prefloop.rewards.constraints import CONSTRAINTS, limits, require_shapes, required
 from prefloop.rewards.refusals import PLAIN, WORD
@@ -237,7 +237,7 @@ def _unit_tests(
 ) -> list[Score]:
     jobs = [(prompt, completion, _tests(prompt)) for prompt, completion in _pairs(by, prompts, completions)]
     strongest(tuple(walls))  # says at once where none can be built
-    with ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(max_workers=available_cores()) as pool:
         return list(pool.map(lambda job: _run_tests(by, walls, *job), jobs))
 
 

@@ -82,7 +82,7 @@ def import_items(
                 if isinstance(found, _Entry):
                     batch.add(found, f"{path}:{number}")
                 else:
-                    pool.add(found)
+                    pool.add(found, f"{path}:{number}")
             except PrefloopError as error:
                 if not skip_bad:
                     raise
@@ -149,8 +149,9 @@ class _Pool:
         self._answers: dict[str, list[Completion]] = {}
         self.alone = 0
 
-    def add(self, found: Found) -> None:
-        self._prompts.setdefault(found.prompt.id, found)
+    def add(self, found: Found, where: str) -> None:
+        if self._prompts.setdefault(found.prompt.id, found).prompt.messages != found.prompt.messages:
+            raise PrefloopError(f"{where}: id {found.prompt.id!r} was another prompt further up; rename one of them.")
         self._answers.setdefault(found.prompt.id, []).extend(found.items)
 
     def compared(self, pairs: int, ways: int, seed: int, *, alone_is_fine: bool) -> Iterator[_Entry]:
