@@ -89,10 +89,10 @@ class Progress:
             practice = _practice(connection, run, annotator, calibration)
             known = [_known(connection, row, annotator) for row in practice if row.kind == "gold"]
         took = [value for value in seconds if value is not None]
-        seen = done.get("item", 0) + done.get("shared", 0) - held
+        answered = done.get("item", 0) + done.get("shared", 0)
         return Mine(
             done=sum(done.values()),
-            left=_left(min(wanted - had, items - seen), seen, sum(done.values())),
+            left=_left(min(wanted - had, items - (answered - held)), answered, sum(done.values())),
             seconds_each=median(took) if took else None,
             known=sum(one.pairs for one in known if one),
             agreed=sum(one.agreed for one in known if one),
@@ -118,10 +118,10 @@ def agreement(known: Sequence[int], given: Sequence[int]) -> int:
     return sum(order(known, a, b) == order(given, a, b) for a, b in combinations(range(len(known)), 2))
 
 
-def _left(waiting: int, seen: int, done: int) -> int:
-    """What waits for a labeler, and the items seen, less every task done: a task takes one off whatever its kind, so
-    that nobody can tell afterwards which had a known answer or came back. At least 1 while an item waits."""
-    return max(waiting + seen - done, 1) if waiting > 0 else 0
+def _left(waiting: int, answered: int, done: int) -> int:
+    """What waits for a labeler, and the items answered, less every task done: a task takes one off whatever its kind,
+    so that nobody can tell afterwards which had a known answer or came back. At least 1 while an item waits."""
+    return max(waiting + answered - done, 1) if waiting > 0 else 0
 
 
 def _totals(connection: Connection, run: str) -> tuple[int, int, int]:
