@@ -34,6 +34,7 @@ METHODS: Mapping[str, tuple[str, str, tuple[str, ...]]] = {  # name, stage, what
     "ppo": ("PPO", "ppo", ()),
     "grpo": ("GRPO", "group", ()),
 }
+FIRST = next(iter(METHODS))  # its evaluation samples the SFT model's answers
 BEGIN, END = "<!-- written by benchmarks/methods.py -->\n", "<!-- end -->\n"
 MEASURED = """
 The quickstart's task on SmolLM2-135M, {seeds} seeds; the same SFT model, labels and (but for DPO and KTO, which need
@@ -52,8 +53,7 @@ def settings(seed: int, method: str) -> list[str]:
     """What the run of a method sets: its name, its stages, and where it begins."""
     base = f"runs/methods-seed{seed}"
     _, stage, own = METHODS[method]
-    first = next(iter(METHODS))
-    earlier = [] if method == first else [f"{base}-{first}/evaluate"]
+    earlier = [] if method == FIRST else [f"{base}-{FIRST}/evaluate"]
     begins = {"policy": f"{base}/sft"} | (
         {"preferences": f"{base}/label"} if stage == "direct" else {"reward": f"{base}/reward"}
     )
@@ -139,7 +139,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--page", type=Path, default=PAGE, help="page whose table is written anew")
     parser.add_argument("--json", action="store_true", help="print on one line")
     options = parser.parse_args(arguments)
-    methods = [name for name in METHODS if name in options.methods or name == next(iter(METHODS))]
+    methods = [name for name in METHODS if name in options.methods or name == FIRST]
     options.workspace.mkdir(parents=True, exist_ok=True)
     for seed in options.seeds:
         common = [*options.set, f"seed={seed}"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from prefloop.engine.build import (
     use_threads,
 )
 from prefloop.evals.winrate import summarize
-from prefloop.rewards.resolve import resolve_reward, reward_parents
+from prefloop.rewards.resolve import RewardFn, resolve_reward, reward_parents
 from prefloop.run import Run, progress
 from prefloop.stages.earlier import known_rows
 from prefloop.stages.rollouts import sampled_logprobs
@@ -44,39 +44,42 @@ def run(config: EvaluateConfig) -> Mapping[str, Any]:
         prompts = load_prompts(config.prompts, splits=(config.split,))
         known = known_rows(config, {name: path for name, path in models.items() if name != "policy"}, judged_by)
         judge = resolve_reward(config.judge, config.engine)
-        sampling = Sampling(temperature=config.temperature, max_tokens=config.max_tokens)
         done = run.last_step + 1
         run.rewind(done - 1)
         each = len(prompts) * config.samples
         sampled = [name not in known for name in models]
         with progress(each * sum(sampled), "answers", done=each * sum(sampled[:done])) as bar:
-            for step, (name, path) in enumerate(models.items()):
-                if step < done:
-                    continue
-                if name in known:
-                    for row in known[name]:
-                        run.sample(step, row)
-                    run.log(step, {"score": sum(row["score"] for row in known[name]) / len(known[name])})
-                    continue
-                loaded = load(path, config.engine)
-                groups = sample_groups(
-                    build_sampler(loaded, path, config.engine),
-                    build_encoder(loaded),
-                    prompts,
-                    samplings=[sampling] * config.samples,
-                    seed=(config.seed, "evaluate", name),
-                    done=lambda: bar.advance(1),
-                )
-                asked = [prompt for prompt in prompts for _ in range(config.samples)]
-                answers = [completion for group in groups for completion in group]
-                scores = judge(asked, answers)
-                apart = drift(config, prompts, groups) if name == "policy" else []
-                for place, (prompt, completion, score) in enumerate(zip(asked, answers, scores, strict=True)):
-                    row = {"model": name, "prompt": to_json(prompt), "completion": to_json(completion)}
-                    row |= {"kl": apart[place]} if apart else {}
-                    run.sample(step, row | {"score": score.value, "parts": dict(score.parts)})
-                run.log(step, {"score": sum(s.value for s in scores) / len(scores)})
+            for step, (name, path) in list(enumerate(models.items()))[done:]:
+                rows = known.get(name) or answered(config, name, path, prompts, judge, lambda: bar.advance(1))
+                for row in rows:
+                    run.sample(step, row)
+                run.log(step, {"score": sum(row["score"] for row in rows) / len(rows)})
         return run.finish(summarize(run.samples()))
+
+
+def answered(
+    config: EvaluateConfig, name: str, path: str, prompts: Sequence[Prompt], judge: RewardFn, one: Callable[[], None]
+) -> list[dict[str, Any]]:
+    """A model's judged answers, as lines of samples.jsonl; `one` is called for each that is finished."""
+    loaded = load(path, config.engine)
+    groups = sample_groups(
+        build_sampler(loaded, path, config.engine),
+        build_encoder(loaded),
+        prompts,
+        samplings=[Sampling(temperature=config.temperature, max_tokens=config.max_tokens)] * config.samples,
+        seed=(config.seed, "evaluate", name),
+        done=one,
+    )
+    asked = [prompt for prompt in prompts for _ in range(config.samples)]
+    answers = [completion for group in groups for completion in group]
+    scores = judge(asked, answers)
+    apart = drift(config, prompts, groups) if name == "policy" else []
+    rows = []
+    for place, (prompt, completion, score) in enumerate(zip(asked, answers, scores, strict=True)):
+        row = {"model": name, "prompt": to_json(prompt), "completion": to_json(completion)}
+        row |= {"kl": apart[place]} if apart else {}
+        rows.append(row | {"score": score.value, "parts": dict(score.parts)})
+    return rows
 
 
 def drift(config: EvaluateConfig, prompts: Sequence[Prompt], groups: Sequence[Sequence[Completion]]) -> list[float]:
