@@ -81,6 +81,11 @@ class Linears:
         ways = ([pack(w, inputs[w.shape[1]]) for w in weights] for pack in packs)
         return min(seconds_of(self._whole(way, device), device, budget) for way in ways)
 
+    def decoding(self, gflops: float, step: float, tokens: int, prompts: int, new: int) -> float:
+        """Seconds to read so many prompts of so many `tokens` in all at a rate of products, and to write `new` tokens
+        after each at `step` seconds for one in every row; the first ones come from the prompts."""
+        return self.gflop(tokens, prompts) / gflops + (new - 1) * step
+
     @staticmethod
     def _whole(products: Sequence[Callable[[], Tensor]], device: str) -> Callable[[], object]:
         def run() -> None:

@@ -4,9 +4,10 @@
 
 Each job runs in processes of its own, ours and each peer's, which take their steps in turn (A B A B): two to warm up,
 eight that count, on the same rows of real comparisons, in bf16 where the hardware multiplies it, else in fp32.
-`ceiling` is what plain products reach in the same run. Peers live in environments of their own, named by their Python;
-one that cannot run is null, with the reason under `not_measured`. QUICK=1 in the environment: less of everything.
-Writes benchmarks/results/cpu.json; exits 0 when everything was measured.
+The ceiling, what plain products reach, takes its turns among them. Peers live in environments of their own, named by
+their Python; one that cannot run is null, with the reason under `not_measured`. QUICK=1 in the environment: less of
+everything. Writes benchmarks/results/cpu.json after each job; what a run of the same plan on the same machine left of
+other jobs stays. Exits 0 when everything was measured.
 """
 
 import argparse
@@ -120,7 +121,7 @@ def commands(
     def program(python: str, script: str, **more: Any) -> Sequence[str]:
         return (python, script, process, model, data, json.dumps({**known, **more}))
 
-    found = {"ours": program(sys.executable, "our_job.py")}
+    found = {"ceiling": program(sys.executable, "ceiling_job.py"), "ours": program(sys.executable, "our_job.py")}
     if process == "decode":
         found["generate"] = program(sys.executable, "generate_job.py")
         if options.vllm:
@@ -134,11 +135,13 @@ def commands(
     return found
 
 
-def summary(job: str, found: Mapping[str, Measured], failed: Mapping[str, str], ceiling: float) -> dict[str, Any]:
+def summary(job: str, found: Mapping[str, Measured], failed: Mapping[str, str]) -> dict[str, Any]:
     """A job's entry: our rate, the peers' (null where not measured; `not_measured` says why), the ratio to the best,
-    our share of the ceiling (GFLOP/s of training's products, tokens/s of decoding), peak memory of each in MB, and the
-    rates of decoding alone, without the prefill."""
-    ours = found["ours"]
+    the ceiling (GFLOP/s of training's products, tokens/s of decoding) and our share of it, peak memory of each in MB,
+    and the rates of decoding alone, without the prefill."""
+    ours, top = found["ours"], found["ceiling"]
+    ceiling = top.rate if job in DECODE else top.gflops
+    assert ceiling is not None
     peers = {name: found[name].rate if name in found else None for name in PEERS[job]}
     best = max((rate for rate in peers.values() if rate is not None), default=None)
     reached = ours.rate if job in DECODE else ours.gflops
@@ -150,21 +153,25 @@ def summary(job: str, found: Mapping[str, Measured], failed: Mapping[str, str], 
         "unit": UNITS[job],
         "ratio_vs_best_peer": None if best is None else ours.rate / best,
         "share_of_ceiling": None if reached is None else reached / ceiling,
+        "ceiling": ceiling,
         "peak_mb": ours.peak_mb,
-        "peers_peak_mb": {name: each.peak_mb for name, each in found.items() if name != "ours"},
+        "peers_peak_mb": {name: each.peak_mb for name, each in found.items() if name not in ("ours", "ceiling")},
         "not_measured": {**unnamed, **failed},
     }
     if job in DECODE:
-        entry |= {"ceiling": ceiling, "decode_only": {name: each.decode_rate for name, each in found.items()}}
+        rates = {name: each.decode_rate for name, each in found.items() if name != "ceiling"}
+        entry |= {"decode_only": rates}
     return entry
 
 
-def decode_ceiling(linears: Linears, gflops: float, step_seconds: float, prompts: int, group: int) -> float:
-    """Tokens/s if the prefill ran at the rate of plain products, every further token at that of packed ones, and
-    nothing else took time. The first token of each row comes from the prefill."""
-    rows = prompts * group
-    prefill = linears.gflop(prompts * PROMPT_TOKENS, prompts) / gflops
-    return rows * NEW_TOKENS / (prefill + (NEW_TOKENS - 1) * step_seconds)
+def measured_before(path: Path, heading: Mapping[str, Any]) -> dict[str, Any]:
+    """Entries of jobs that a run under the same heading left in a file."""
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    same = all(before.get(name) == value for name, value in json.loads(json.dumps(heading)).items())
+    return {job: before[job] for job in PEERS if job in before} if same else {}
 
 
 def read_options(arguments: Sequence[str] | None, device: str) -> argparse.Namespace:
@@ -199,26 +206,26 @@ def main(arguments: list[str] | None = None, device: str = "cpu") -> int:
     seconds = {rows: linears.seconds(rows, device, plan.ceiling_seconds / 2) for rows in ROWS}
     count = max(ROWS_AT_LEAST, plan.batch * (plan.warm + plan.counted))
     rows = rows_of(read_preferences(options.data, skip_bad=True), loaded.tokenizer, count, plan.longest)
-    entries: dict[str, Any] = {}
-    ceilings = {
-        **{f"{name}_gflops": rate for name, rate in rates.items()},
-        "copy_gb": copy_gb(device, plan.ceiling_seconds),
-        "packed_ms": {str(rows): 1e3 * found for rows, found in seconds.items()},
-        "packed_gflops": {str(rows): linears.gflop(rows, rows) / found for rows, found in seconds.items()},
-    }
-    answer = {
+    heading = {
         "model": options.model,
         "machine": machine() | ({"gpu": torch.cuda.get_device_name()} if device == "cuda" else {}),
         "threads": options.threads,
         "dtype": dtype,
         "plan": asdict(plan),
     }
+    entries = measured_before(options.out, heading)
+    answer = heading | {
+        "ceiling": {
+            **{f"{name}_gflops": rate for name, rate in rates.items()},
+            "copy_gb": copy_gb(device, plan.ceiling_seconds),
+            "packed_ms": {str(rows): 1e3 * found for rows, found in seconds.items()},
+            "packed_gflops": {str(rows): linears.gflop(rows, rows) / found for rows, found in seconds.items()},
+        }
+    }
     with tempfile.TemporaryDirectory() as scratch:
         for process, jobs in processes(options.jobs).items():
-            data, known = (
-                Path(scratch) / process,
-                {"dtype": dtype, "threads": options.threads, "compiles": options.compile},
-            )
+            data, known = Path(scratch) / process, {"dtype": dtype, "threads": options.threads, "device": device}
+            known |= {"compiles": options.compile, "seconds": plan.ceiling_seconds / 4}
             if process == "decode":
                 known |= {"new_tokens": NEW_TOKENS, "prompt_tokens": PROMPT_TOKENS, "compile": plan.vllm_compiles}
                 shapes = {job: (prompts_of(rows, loaded.tokenizer, DECODE[job][0]), DECODE[job][1]) for job in jobs}
@@ -229,18 +236,11 @@ def main(arguments: list[str] | None = None, device: str = "cpu") -> int:
                 data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
             programs = commands(process, options, str(data), known)
             for job, outcome in side_by_side(programs, jobs, plan.warm, plan.counted).items():
-                if "ours" in outcome.failed:
-                    raise SystemExit(f"cpu.py: our own {job} failed: {outcome.failed['ours']}")
-                prompts, group = DECODE.get(job, (0, 0))
-                ceiling = (
-                    decode_ceiling(linears, rates[dtype], seconds[prompts * group], prompts, group)
-                    if job in DECODE
-                    else rates[dtype]
-                )
-                entries[job] = summary(job, outcome.found, outcome.failed, ceiling)
+                for own in {"ours", "ceiling"} & outcome.failed.keys():
+                    raise SystemExit(f"cpu.py: our own {job} failed ({own}): {outcome.failed[own]}")
+                entries[job] = summary(job, outcome.found, outcome.failed)
                 print(job, json.dumps(entries[job]), file=sys.stderr, flush=True)
-            shares = {job: entry["share_of_ceiling"] for job, entry in entries.items()}
-            answer |= entries | {"ceiling": {**ceilings, "our_share": shares}}
+            answer |= entries
             answer["minutes"] = (time.monotonic() - began) / 60
             write_atomic(options.out, json.dumps(answer, indent=2) + "\n")  # what is measured stays, whatever comes
     print(json.dumps(answer, indent=None if options.json else 2))

@@ -192,17 +192,18 @@ def test_the_claim_on_statistics() -> None:
 def test_a_jobs_summary() -> None:
     made = side_by_side.Measured
     found = {
+        "ceiling": made(rate=0.0, gflops=400.0, peak_mb=50.0),
         "ours": made(rate=2.0, gflops=300.0, peak_mb=900.0),
         "trl_default": made(rate=0.3, gflops=None, peak_mb=3000.0),
         "trl_best": made(rate=0.4, gflops=None, peak_mb=4000.0),
         "trl_bf16": made(rate=0.5, gflops=None, peak_mb=2000.0),
     }
-    answer = cpu.summary("dpo", found, {}, 400.0)
+    answer = cpu.summary("dpo", found, {})
     assert (answer["ours"], answer["trl_best"], answer["trl_bf16"], answer["unit"]) == (2.0, 0.4, 0.5, "pairs/s")
     assert (answer["ratio_vs_best_peer"], answer["share_of_ceiling"]) == (5.0, 0.75)
     assert answer["not_measured"] == {} and answer["peers_peak_mb"]["trl_best"] == 4000.0
-    alone = {"ours": made(rate=9.0, gflops=None, peak_mb=9.0, decode_rate=12.0)}
-    answer = cpu.summary("decode_one", alone, {"vllm_cpu": "Illegal instruction"}, 12.0)
+    alone = {"ours": made(rate=9.0, gflops=None, peak_mb=9.0, decode_rate=12.0), "ceiling": made(12.0, None, 50.0)}
+    answer = cpu.summary("decode_one", alone, {"vllm_cpu": "Illegal instruction"})
     assert (answer["vllm_cpu"], answer["ratio_vs_best_peer"], answer["unit"]) == (None, None, "tokens/s")
     assert (answer["share_of_ceiling"], answer["decode_only"]) == (0.75, {"ours": 12.0})
     assert answer["not_measured"]["vllm_cpu"] == "Illegal instruction"
@@ -225,7 +226,15 @@ def test_the_ceiling_of_decoding() -> None:
     linears = ceiling.Linears((torch.zeros(2, 3),) * 10, torch.zeros(3, 2))
     assert linears.gflop(5, 1) == pytest.approx((5 * 120 + 12) / 1e9)
     prefill = (4 * 64 * 120 + 4 * 12) / 1e9 / 0.5
-    assert cpu.decode_ceiling(linears, 0.5, 0.01, 4, 8) == pytest.approx(32 * 48 / (prefill + 47 * 0.01))
+    assert linears.decoding(0.5, 0.01, 4 * 64, 4, 48) == pytest.approx(prefill + 47 * 0.01)
+
+
+def test_entries_of_the_same_plan_on_the_same_machine_stay(tmp_path: Path) -> None:
+    file, heading = tmp_path / "cpu.json", {"threads": 2, "plan": {"counted": 8}}
+    assert cpu.measured_before(file, heading) == {}
+    file.write_text(json.dumps(heading | {"dpo": {"ours": 1.0}, "minutes": 3.0}))
+    assert cpu.measured_before(file, heading) == {"dpo": {"ours": 1.0}}
+    assert cpu.measured_before(file, heading | {"threads": 4}) == {}
 
 
 def test_ceilings_are_measured() -> None:
@@ -274,12 +283,15 @@ def test_a_familys_gradient_error() -> None:
 def whole_results() -> dict[str, Any]:
     made = side_by_side.Measured
     ours = made(rate=6.0, gflops=300.0, peak_mb=900.0, decode_rate=7.0)
+    top = made(rate=400.0, gflops=400.0, peak_mb=50.0)
     peers = {name: made(rate=1.0, gflops=None, peak_mb=3000.0, decode_rate=1.5) for name in table.NAMES}
     jobs = {
-        job: cpu.summary(job, {"ours": ours} | {n: peers[n] for n in names}, {}, 400.0)
+        job: cpu.summary(job, {"ours": ours, "ceiling": top} | {n: peers[n] for n in names}, {})
         for job, names in cpu.PEERS.items()
     }
-    jobs["decode_one"] = cpu.summary("decode_one", {"ours": ours}, {"vllm_cpu": "Illegal | instruction"}, 8.0)
+    jobs["decode_one"] = cpu.summary(
+        "decode_one", {"ours": ours, "ceiling": replace(top, rate=8.0)}, {"vllm_cpu": "Illegal | instruction"}
+    )
     rates = {"fp32_gflops": 170.0, "bf16_gflops": 700.0, "copy_gb": 20.0}
     packed = {"packed_ms": {"1": 30.0}, "packed_gflops": {"1": 9.0}}
     point = {"tokens": 1.0, "seconds": 2.0, "peak_mb": 9.0, "state_mb": 3.0, "other_mb": 4.0}

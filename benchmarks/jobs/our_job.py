@@ -102,11 +102,24 @@ def _forest(learner: Any, loaded: Any, trees: list[Tree]) -> Step:
 
 
 def gflop(loaded: Any, trees: list[Tree], head: bool) -> float:
-    """Of the matrix products of one forward pass; a backward pass is two more."""
+    """Of the matrix products of one forward pass, attention's over what is seen; a backward pass is two more."""
+    config = loaded.model.config
+    width = config.num_attention_heads * config.head_dim
+    attention = 2 * width * config.num_hidden_layers * sum(map(seen, trees))
     decoder, unembedding = loaded.model.get_decoder(), loaded.model.get_output_embeddings().weight.numel()
     trunk = sum(p.numel() for p in decoder.parameters()) - unembedding
     read = sum(len(node.tokens) for tree in trees for node in tree.nodes if "weight" in node.fields)
-    return 2e-9 * (trunk * sum(map(tree_tokens, trees)) + head * unembedding * read)
+    return 2e-9 * (trunk * sum(map(tree_tokens, trees)) + attention + head * unembedding * read)
+
+
+def seen(tree: Tree) -> int:
+    """Pairs of a token and one that it sees, itself included."""
+    depths, pairs = [], 0
+    for node in tree.nodes:
+        before, own = depths[node.parent] if node.parent >= 0 else 0, len(node.tokens)
+        depths.append(before + own)
+        pairs += own * before + own * (own + 1) // 2
+    return pairs
 
 
 def _with_reference(learner: Any, trees: list[Tree]) -> list[Tree]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from prefloop.ops.attention import Traits, attend
-from prefloop.ops.blocks import Block, attend_blocks
+from prefloop.ops.blocks import Block, attend_blocks, stacked
 
 # A prompt of 5 tokens in two blocks, and answers of 3 and 4 that do not see each other.
 ROWS = ((0, 2, ((0, 2),)), (2, 5, ((0, 5),)), (5, 8, ((0, 8),)), (8, 12, ((0, 5), (8, 12))))
@@ -44,7 +44,7 @@ def test_blocks_are_one_attention(softcap: float | None, sinks: bool) -> None:
         if whole:
             out = attend(query, key, value, bias(range(12), list(range(12)), torch.float64), traits)
         else:
-            out = attend_blocks(query, key, value, blocks(torch.float64), traits)
+            out = attend_blocks(query, key, value, stacked(blocks(torch.float64), 6, 2, 12), traits)
         weights = torch.arange(out.numel(), dtype=torch.float64).view(out.shape).cos()
         (out * weights).sum().backward()  # type: ignore[no-untyped-call]
         return [out.detach(), *(x.grad for x in (query, key, value, sink) if x.grad is not None)]
@@ -63,6 +63,6 @@ def test_gradients_of_many_blocks_add_up_in_fp32() -> None:
         Block(i, i + 1, ((0, 1), (i, i + 1)) if i else ((0, 1),), torch.zeros(1, 2 if i else 1).bfloat16())
         for i in range(601)
     ]
-    attend_blocks(query, key, value, answers, Traits(scaling=0.5)).sum().backward()
+    attend_blocks(query, key, value, stacked(answers, 1, 1, 601), Traits(scaling=0.5)).sum().backward()
     assert value.grad is not None
     assert value.grad[0, 0].tolist() == pytest.approx([301.0] * 4, rel=0.01)

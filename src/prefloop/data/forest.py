@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 
 from prefloop.ops.attention import Traits
-from prefloop.ops.blocks import Block, attend_blocks
+from prefloop.ops.blocks import Block, Stack, attend_blocks, stacked
 from prefloop.ops.flex import NARROWEST, flex_attend, forest_mask
 from prefloop.types import PrefloopError, Tree
 
@@ -42,16 +42,20 @@ class ForestLayout:
     visible: Tensor  # [nodes, nodes] bool: is the second an ancestor of the first, or itself
 
     @cached_property
-    def _blocks(self) -> dict[tuple[int | None, torch.dtype], list[Block]]:
+    def _stacks(self) -> dict[object, list[Stack]]:
         return {}
+
+    def stacks(self, window: int | None, dtype: torch.dtype, heads: int, key_heads: int) -> list[Stack]:
+        """The blocks, stacked for a layer's heads and made once."""
+        key = window, dtype, heads, key_heads
+        if key not in self._stacks:
+            self._stacks[key] = stacked(self.blocks(window, dtype), heads, key_heads, len(self.positions))
+        return self._stacks[key]
 
     def blocks(self, window: int | None, dtype: torch.dtype) -> list[Block]:
         """Blocks of attention with biases in a dtype; keys that the window hides from all of a block are left out."""
-        known = self._blocks.get((window, dtype))
-        if known is None:
-            places = self.positions.tolist()
-            known = self._blocks[window, dtype] = [self._block(rows, window, dtype, places) for rows in self.rows]
-        return known
+        places = self.positions.tolist()
+        return [self._block(rows, window, dtype, places) for rows in self.rows]
 
     def _block(self, rows: Rows, window: int | None, dtype: torch.dtype, places: Sequence[int]) -> Block:
         ranges = rows.keys
@@ -83,7 +87,8 @@ class ForestLayout:
         """Attention of the whole row: [H, T, D] x [Hk, T, D] -> [H, T, D]. On a GPU by one kernel."""
         if query.is_cuda and query.shape[-1] >= NARROWEST:
             return flex_attend(query, key, value, self.mask(traits.window), traits)
-        return attend_blocks(query, key, value, self.blocks(traits.window, query.dtype), traits)
+        stacks = self.stacks(traits.window, query.dtype, len(query), len(key))
+        return attend_blocks(query, key, value, stacks, traits)
 
 
 @dataclass(frozen=True, slots=True)

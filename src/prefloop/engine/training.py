@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prefloop.ops.accumulate import accumulate
+
 
 def into(master: Tensor) -> Any:
     """A hook that moves a bf16 gradient into its master's fp32 sum."""
@@ -17,7 +19,7 @@ def into(master: Tensor) -> Any:
         if master.grad is None:
             master.grad = weight.grad.float()
         else:
-            master.grad += weight.grad
+            accumulate(master.grad, weight.grad)
         weight.grad = None
 
     return hook

@@ -42,10 +42,10 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        norms = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-        r = norms.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        wide = x.float()  # once: kernels that take two dtypes are slow
+        r = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, r)
-        made: Tensor = (x.float() * r).mul_(weight).to(x.dtype)
+        made: Tensor = (wide * r).mul_(weight.float()).to(x.dtype)
         return made
 
     @staticmethod

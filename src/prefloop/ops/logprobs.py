@@ -12,8 +12,10 @@ from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from prefloop.ops.accumulate import accumulate
+
 ELEMENTS = 2**24  # of R x V at a time, where the caller names no number of rows: 64 MiB in float32
-KEPT = 2**24  # of R x V at most that wait for the backward pass, whatever R and V; what is over is made again
+KEPT = 2**26  # of R x V at most that wait for the backward pass, whatever R and V; what is over is made again
 
 
 def token_logprobs(
@@ -107,7 +109,7 @@ class _TokenLogprobs(torch.autograd.Function):
                 elif hidden.dtype == torch.float32:
                     d_weight.addmm_(apart.T, scaled)
                 else:
-                    d_weight += apart.T @ scaled
+                    accumulate(d_weight, apart.T @ scaled)
         return d_hidden, None if d_weight is None else d_weight.to(weight.dtype), *(None,) * 5
 
 
