@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefloop.engine.cache import Cache, Places, Reading, Sharing, Store
+from prefloop.engine.cache import Cache, Places, Reading, Store
 from prefloop.engine.generate import LocalSampler
 from prefloop.engine.verbs import Request
 from prefloop.models.load import LoadedModel
@@ -44,18 +44,6 @@ def test_a_store_keeps_its_tokens_when_it_grows_shrinks_and_moves_them() -> None
     store.drop(1)
     store.resize(1, 1)
     assert torch.equal(token(0, 0), vectors[7]) and store.length == 8
-
-
-@pytest.mark.parametrize("prompts", [[0, 0, 1, 1], [1, 0, 1, 1, 2], [0], [2, 1, 0]])
-def test_rows_by_prompt_and_back(prompts: list[int]) -> None:
-    rows = torch.randn(len(prompts), 2, 3, 5, generator=torch.Generator().manual_seed(0))
-    sharing = Sharing(prompts, max(prompts) + 1, torch.device("cpu"))
-    grouped = sharing.by_prompt(rows)
-    assert torch.equal(sharing.by_row(grouped, 2), rows)
-    by_prompt = grouped.view(max(prompts) + 1, 2, sharing.most, 3, 5)
-    for prompt in range(max(prompts) + 1):
-        members = [row for row, other in enumerate(prompts) if other == prompt]
-        assert torch.equal(by_prompt[prompt].transpose(0, 1)[: len(members)], rows[members])
 
 
 def make(groups: list[tuple[int, int, int]]) -> list[Request]:

@@ -11,7 +11,7 @@ import torch
 from scipy.stats import chisquare
 
 from prefloop.data.chat import decode
-from prefloop.engine.generate import LocalSampler, _Empty, draw
+from prefloop.engine.generate import LocalSampler, _drawn, _Empty, draw
 from prefloop.engine.local import LocalScorer
 from prefloop.engine.verbs import Request, Weights
 from prefloop.models.load import LoadedModel
@@ -171,9 +171,9 @@ def test_draws_have_the_probabilities_they_state(temperature: float) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("size", [1, 7, 512, 1021, 1500])
-def test_draws_invert_the_whole_cumulative_distribution(size: int, dtype: torch.dtype, monkeypatch: Any) -> None:
-    """However the vocabulary falls into blocks and the rows into parts."""
-    monkeypatch.setattr("prefloop.engine.generate.CHUNK", 3 * size)
+@pytest.mark.parametrize("draw", [draw, _drawn])
+def test_draws_invert_the_whole_cumulative_distribution(size: int, dtype: torch.dtype, draw: Any) -> None:
+    """However the vocabulary falls into blocks; on a CPU and by what a GPU runs."""
     generator = torch.Generator().manual_seed(size)
     logits = (3 * torch.randn(40, size, generator=generator)).to(dtype)
     temperatures = 0.5 + torch.rand(40, generator=generator)
@@ -188,7 +188,8 @@ def test_draws_invert_the_whole_cumulative_distribution(size: int, dtype: torch.
     assert torch.equal(logits, before) and logprobs.dtype == torch.float32
 
 
-def test_an_impossible_token_is_never_drawn() -> None:
+@pytest.mark.parametrize("draw", [draw, _drawn])
+def test_an_impossible_token_is_never_drawn(draw: Any) -> None:
     """Not even by the largest and smallest uniform numbers, which round to the ends of the distribution."""
     logits = torch.tensor([[-float("inf"), 0.3, -float("inf"), 1.1, -float("inf")]]).expand(4, -1)
     uniforms = torch.tensor([0.0, 2.0**-60, 1 - 2.0**-53, 1 - 2.0**-26], dtype=torch.float64)

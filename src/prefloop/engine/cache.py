@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from prefloop.models.attention import layer_index
 from prefloop.ops.attention import Traits
+from prefloop.ops.kernels import Attention
 
 GROWTH = 32  # tokens by which rows grow: attention reads all S places, because products over a slice would copy it
 ALIGNED = 8  # prompts do not grow, but products like even sizes
@@ -51,12 +52,38 @@ class Store:
                 layer[:, slot, :, :used] = layer[:, len(self.lengths), :, :used]
 
 
+class Rotation:
+    """Rotary positions (Su et al. 2021), cos and sin [N, D] in halves as Llama has them."""
+
+    def __init__(self, cos: Tensor, sin: Tensor) -> None:
+        self.cos, self.sin = cos, sin
+
+    def __call__(self, heads: Tensor, still: int) -> Tensor:
+        """Heads [N, H, D], turned in place but for those at the end that stay as they are (the values)."""
+        turned = heads[:, :-still]
+        rolled = turned.roll(self.cos.shape[-1] // 2, dims=-1)
+        turned.mul_(self.cos[:, None]).addcmul_(rolled, self.signed)
+        return heads
+
+    @cached_property
+    def signed(self) -> Tensor:
+        half = self.sin.shape[-1] // 2
+        return torch.cat([-self.sin[:, :half], self.sin[:, half:]], dim=-1)[:, None]
+
+
 class Places:
     """Where keys and values of N tokens are kept: one slot and one place in it for each."""
 
     def __init__(self, store: Store, slots: Tensor, at: Tensor) -> None:
         self.store, self.slots, self.at = store, slots, at
         self.flat: dict[int, Tensor] = {}
+
+    def split(self, layer: int, heads: Tensor, turn: Rotation | None) -> tuple[Tensor, Tensor]:
+        """Heads [N, H + 2 Hk, D], turned -> queries [N, H, D], keys and values [N, 2, Hk, D]."""
+        key_heads = self.store.layers[layer].shape[2]
+        if turn is not None:
+            heads = turn(heads, key_heads)
+        return heads[:, : -2 * key_heads], heads[:, -2 * key_heads :].reshape(len(heads), 2, key_heads, -1)
 
     def keep(self, layer: int, keys_values: Tensor) -> Tensor:
         """Keys and values [N, 2, Hk, D] join the store; the layer's [2, slots, Hk, S, D]."""
@@ -99,105 +126,29 @@ class Cache:
         return sum(layer.nbytes for store in (self.rows, self.prompts) for layer in store.layers.values())
 
 
-class Sharing:
-    """Which rows read which prompt: rows [N] side by side, by prompt [P, G], and back."""
-
-    def __init__(self, prompts: Sequence[int], count: int, device: torch.device) -> None:
-        """prompts[i]: the prompt of row i; `count`: how many there are."""
-        members: list[list[int]] = [[] for _ in range(count)]
-        places = []
-        for row, prompt in enumerate(prompts):
-            places.append((prompt, len(members[prompt])))
-            members[prompt].append(row)
-        self.of, self.prompts, self.most = prompts, count, max(map(len, members))
-        order = [row for rows in members for row in rows + [0] * (self.most - len(rows))]
-        plain = order == list(range(len(prompts)))
-        self.order = None if plain else torch.tensor(order, device=device)
-        self.back = None if plain else torch.tensor([p * self.most + place for p, place in places], device=device)
-
-    def by_prompt(self, rows: Tensor) -> Tensor:
-        """[N, Hk, q, X] -> [P x Hk, G x q, X]; places without a row repeat row 0."""
-        rows = rows if self.order is None else rows[self.order]
-        _, heads, each, width = rows.shape
-        grouped = rows.view(self.prompts, self.most, heads, each, width).transpose(1, 2)
-        return grouped.reshape(self.prompts * heads, self.most * each, width)
-
-    def by_row(self, grouped: Tensor, heads: int) -> Tensor:
-        """The inverse: [P x Hk, G x q, X] -> [N, Hk, q, X]."""
-        width = grouped.shape[-1]
-        rows = grouped.view(self.prompts, heads, self.most, -1, width).transpose(1, 2)
-        rows = rows.reshape(self.prompts * self.most, heads, -1, width)
-        return rows if self.back is None else rows[self.back]
-
-
 class Step:
-    """One new token in each of N rows: the layout of a forward (see models.attention), and the rows of a decoder.
-
-    The products with a prompt's keys and values are made once for all rows that share it; one softmax runs over those
-    and the row's own.
-    """
+    """One new token in each of N rows: the layout of a forward (see models.attention), and the rows of a decoder. What
+    rows share of a prompt is kept once."""
 
     last: Tensor | None = None
 
-    def __init__(self, cache: Cache, sharing: Sharing | None, device: torch.device) -> None:
-        self.cache, self.sharing = cache, sharing
-        rows = cache.rows
-        self.count = len(rows.lengths)
-        self.at = torch.tensor(rows.lengths, device=device)
-        self.places = Places(rows, torch.arange(self.count, device=device), self.at)
-        self.positions = self.at
-        if sharing is not None:
-            self.prefix = torch.tensor([cache.prompts.lengths[p] for p in sharing.of], device=device)
-            self.positions = self.at + self.prefix
-        self.own: dict[tuple[int | None, int], Tensor] = {}
-        self.given: dict[tuple[int | None, int], Tensor] = {}
+    def __init__(self, cache: Cache, prompts: Sequence[int] | None) -> None:
+        """prompts[n]: the shared prompt that row n goes on; None where rows keep all themselves."""
+        at = torch.tensor(cache.rows.lengths)
+        number = torch.tensor(prompts) if prompts is not None else torch.zeros_like(at)
+        prefix = torch.tensor(cache.prompts.lengths)[number] if prompts is not None else torch.zeros_like(at)
+        self.cache, self.positions = cache, at + prefix
+        self.attention = Attention(at, number, prefix)
 
     def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, traits: Traits) -> Tensor:
-        mixed = self.mix(
-            layer_index(module), query.transpose(0, 1), torch.stack([key, value]).permute(2, 0, 1, 3), traits
-        )
+        mixed = self.mix(layer_index(module), torch.cat([query, key, value]).transpose(0, 1), None, traits)
         return mixed.view(query.shape[1], query.shape[0], -1).transpose(0, 1)
 
-    def mix(self, layer: int, query: Tensor, keys_values: Tensor, traits: Traits) -> Tensor:
+    def mix(self, layer: int, heads: Tensor, turn: Rotation | None, traits: Traits) -> Tensor:
         """See decode.Rows."""
-        kept = self.places.keep(layer, keys_values)
-        heads = kept.shape[2]
-        keys, values = kept[0, : self.count].flatten(0, 1), kept[1, : self.count].flatten(0, 1)
-        grouped = query.reshape(self.count, heads, -1, query.shape[-1])
-        scores = _scores(grouped.flatten(0, 1), keys, self._own_bias(traits.window, heads, keys.dtype), traits)
-        if self.sharing is None:
-            return torch.bmm(_weights(scores, heads, traits, keys.dtype), values).view(self.count, -1)
-        sharing, prompts = self.sharing, self.cache.prompts.layers[layer]
-        given_keys, given_values = prompts[:, : sharing.prompts].flatten(1, 2)
-        bias = self._given_bias(traits.window, grouped, keys.dtype)
-        given = sharing.by_row(_scores(sharing.by_prompt(grouped), given_keys, bias, traits), heads)
-        split = given.shape[-1]
-        weights = _weights(torch.cat([given.flatten(0, 1), scores], dim=-1), heads, traits, keys.dtype)
-        own = torch.bmm(weights[..., split:], values)
-        asked = sharing.by_prompt(weights[..., :split].reshape(given.shape))
-        read = sharing.by_row(torch.bmm(asked, given_values), heads)
-        return own.add_(read.reshape(own.shape)).view(self.count, -1)
-
-    def _own_bias(self, window: int | None, heads: int, dtype: torch.dtype) -> Tensor:
-        """[N x Hk, 1, S]: 0 where a row sees its own place, -inf elsewhere."""
-        if (window, heads) not in self.own:
-            places, at = torch.arange(self.cache.rows.length, device=self.at.device), self.at[:, None]
-            seen = places <= at if window is None else (places <= at) & (places > at - window)
-            self.own[window, heads] = _bias(seen, dtype)[:, None].repeat_interleave(heads, dim=0)
-        return self.own[window, heads]
-
-    def _given_bias(self, window: int | None, grouped: Tensor, dtype: torch.dtype) -> Tensor:
-        """[P x Hk, G x q, S]: 0 where a row sees a place of its prompt, -inf elsewhere."""
-        assert self.sharing is not None
-        _, heads, each, _ = grouped.shape
-        if (window, heads) not in self.given:
-            places = torch.arange(self.cache.prompts.length, device=self.at.device)
-            seen = places < self.prefix[:, None]
-            if window is not None:
-                seen = seen & (places > self.positions[:, None] - window)
-            bias = _bias(seen, dtype)[:, None, None].expand(-1, heads, each, -1)
-            self.given[window, heads] = self.sharing.by_prompt(bias)
-        return self.given[window, heads]
+        if turn is not None and self.attention.cos is None:
+            self.attention.turn(turn.cos.float(), turn.sin.float())
+        return self.attention(heads, self.cache.rows.layers[layer], self.cache.prompts.layers[layer], traits)
 
 
 class Reading:
@@ -224,25 +175,24 @@ class Reading:
         return source
 
     def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, traits: Traits) -> Tensor:
-        mixed = self.mix(
-            layer_index(module), query.transpose(0, 1), torch.stack([key, value]).permute(2, 0, 1, 3), traits
-        )
+        mixed = self.mix(layer_index(module), torch.cat([query, key, value]).transpose(0, 1), None, traits)
         return mixed.view(query.shape[1], query.shape[0], -1).transpose(0, 1)
 
-    def mix(self, layer: int, query: Tensor, keys_values: Tensor, traits: Traits) -> Tensor:
+    def mix(self, layer: int, heads: Tensor, turn: Rotation | None, traits: Traits) -> Tensor:
         """See decode.Rows."""
+        query, keys_values = self.places.split(layer, heads, turn)
         kept = self.places.keep(layer, keys_values)[:, self.first : self.first + self.count, :, : self.longest]
-        heads, width = kept.shape[2], query.shape[-1]
+        count, width = kept.shape[2], query.shape[-1]
         keys, values = kept.flatten(1, 2)
         query = query if self.full else query[self.source]
-        grouped = query.reshape(self.count, self.longest, heads, -1, width).permute(0, 2, 3, 1, 4)
+        grouped = query.reshape(self.count, self.longest, count, -1, width).permute(0, 2, 3, 1, 4)
         made = []
         for start in range(0, self.longest, QUERIES):
             asking = grouped[:, :, :, start : start + QUERIES]
             stop = start + asking.shape[3]
             bias = self._bias(start, stop, traits.window, keys.dtype).repeat(asking.shape[2], 1)
             scores = _scores(asking.reshape(len(keys), -1, width), keys[:, :stop], bias, traits)
-            read = torch.bmm(_weights(scores, heads, traits, keys.dtype), values[:, :stop])
+            read = torch.bmm(_weights(scores, count, traits, keys.dtype), values[:, :stop])
             made.append(read.view(*asking.shape[:4], -1).permute(0, 3, 1, 2, 4).flatten(2))
         mixed = torch.cat(made, dim=1).flatten(0, 1)
         return mixed if self.full else mixed[self.padded]

@@ -10,8 +10,10 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from prefloop.engine.cache import Rotation
 from prefloop.models.lora import merged_weight
 from prefloop.ops.attention import Traits
+from prefloop.ops.kernels import rms_norm
 
 SHAPES = ("LlamaForCausalLM",)
 Then = Literal["none", "swish", "mul", "add"]
@@ -24,8 +26,9 @@ class Rows(Protocol):
     last: Tensor | None
     """Which of the tokens are read, where not all are."""
 
-    def mix(self, layer: int, query: Tensor, keys_values: Tensor, traits: Traits) -> Tensor:
-        """Keep keys and values [N, 2, Hk, D] of N tokens; attention of query [N, H, D] -> [N, H x D]."""
+    def mix(self, layer: int, heads: Tensor, turn: Rotation | None, traits: Traits) -> Tensor:
+        """Queries, keys and values [N, H + 2 Hk, D] of N tokens, yet to be turned: keep those of keys and values, and
+        attend -> [N, H x D]."""
         ...
 
 
@@ -53,7 +56,11 @@ class Decoder:
         for index, layer in enumerate(self.trunk.layers):
             self.layers[index] = ()  # the old ones go before the new ones come
             self.layers[index] = self._current(layer, self._products)
-        self.eps = self.trunk.norm.weight.new_full((1,), self.trunk.norm.variance_epsilon, dtype=torch.float32)
+        norms = [
+            self.trunk.norm,
+            *(n for x in self.trunk.layers for n in (x.input_layernorm, x.post_attention_layernorm)),
+        ]
+        self.scales = {norm: norm.weight.detach().float() for norm in norms}
         (self.head,) = self._current(self.model.get_output_embeddings(), lambda head: (self.product(head),))
 
     def _current(self, part: nn.Module, pack: Callable[[Any], tuple[Product, ...]]) -> tuple[Product, ...]:
@@ -81,14 +88,11 @@ class Decoder:
     def step(self, tokens: Tensor, positions: Tensor, rows: Rows) -> Tensor:
         """tokens and positions [N]; `rows` keeps keys and values and attends. Returns states [N, D] of rows.last."""
         states: Tensor = self.trunk.embed_tokens(tokens)
-        turn = _rotation(*(part[0] for part in self.trunk.rotary_emb(states[None], positions[None])))
+        turn = Rotation(*(part[0] for part in self.trunk.rotary_emb(states[None], positions[None])))
         for index, (layer, (qkv, out, gate, up, down)) in enumerate(zip(self.trunk.layers, self.layers, strict=True)):
             attention = layer.self_attn
             heads = qkv(self._normed(states, layer.input_layernorm)).view(len(tokens), -1, attention.head_dim)
-            key_heads = heads.shape[1] // (attention.num_key_value_groups + 2)
-            turned = turn(heads, key_heads)
-            keys_values = turned[:, -2 * key_heads :].view(len(tokens), 2, key_heads, -1)
-            mixed = rows.mix(index, turned[:, : -2 * key_heads], keys_values, Traits(attention.scaling))
+            mixed = rows.mix(index, heads, turn, Traits(attention.scaling))
             if rows.last is not None and index == len(self.layers) - 1:
                 mixed, states = mixed[rows.last], states[rows.last]
             states = out(mixed, "add", states)
@@ -97,12 +101,9 @@ class Decoder:
         return self._normed(states, self.trunk.norm)
 
     def _normed(self, states: Tensor, norm: Any) -> Tensor:
-        """RMS normalisation in fp32, in fewer passes than torch's own makes on a CPU."""
-        if states.is_cuda:
-            return nn.functional.rms_norm(states, norm.weight.shape, norm.weight, norm.variance_epsilon)
-        length = torch.linalg.vector_norm(states, dim=-1, keepdim=True, dtype=torch.float32)
-        scaled = states * torch.addcmul(self.eps, length, length, value=1 / states.shape[-1]).rsqrt_()
-        return torch.mul(scaled, norm.weight, out=scaled if scaled.dtype == states.dtype else torch.empty_like(states))
+        if states.device.type == "cpu":
+            return rms_norm(states, self.scales[norm], norm.variance_epsilon)
+        return nn.functional.rms_norm(states, norm.weight.shape, norm.weight, norm.variance_epsilon)
 
 
 class Product:
@@ -165,18 +166,3 @@ def _onednn_packs(dtype: torch.dtype) -> bool:
     there: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]  # torch's own
     bf16 = dtype == torch.bfloat16 and there and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     return bf16 or (there and dtype == torch.float32)
-
-
-def _rotation(cos: Tensor, sin: Tensor) -> Callable[[Tensor, int], Tensor]:
-    """Rotary positions (Su et al. 2021), cos and sin [N, D] in halves as Llama has them: heads [N, H, D] and the number
-    of those at the end that stay as they are (the values)."""
-    half = cos.shape[-1] // 2
-    cos, signed = cos[:, None], torch.cat([-sin[:, :half], sin[:, half:]], dim=-1)[:, None]
-
-    def turn(heads: Tensor, still: int) -> Tensor:
-        turned = heads[:, :-still]
-        rolled = turned.roll(half, dims=-1)
-        turned.mul_(cos).addcmul_(rolled, signed)
-        return heads
-
-    return turn

@@ -17,19 +17,19 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from prefloop.data.chat import decode
-from prefloop.engine.cache import Cache, Reading, Sharing, Step
+from prefloop.engine.cache import Cache, Reading, Step
 from prefloop.engine.decode import Decoder
 from prefloop.engine.graphs import StaticCache, StaticStep, Steps, capturable
 from prefloop.engine.verbs import Request, Weights
 from prefloop.models.attention import Layout, layer_index
 from prefloop.models.load import LoadedModel, stop_token_ids
+from prefloop.ops import kernels
 from prefloop.ops.attention import Traits
 from prefloop.types import Completion, FinishReason, PrefloopError, Segment
 
 FREE = 0.25  # share of the rows that must be free before new ones join
 _Item = TypeVar("_Item")
 TOKENS = 4096  # tokens of prompts that are read in one forward, each counted as long as the longest
-CHUNK = 2**18  # probabilities that are made at a time: so many stay in a core's cache
 
 
 @dataclass(slots=True, eq=False)
@@ -78,7 +78,6 @@ class _Batch:
         self.max_rows = self.full = min(max_rows, len(queue))
         self.rows: list[_Row] = []
         self.prompts: list[_Prompt] = []  # those whose keys and values are shared, by slot
-        self.sharing: Sharing | None = None
 
     def own(self, prompt: _Prompt, request: Request) -> int:
         """Tokens that a row will have kept itself when it ends: the last one drawn is never read."""
@@ -108,7 +107,6 @@ class _Batch:
             fresh += [prompt] * new
             self.rows.append(_Row(request, prompt, _uniforms(request)))
         self.full = len(self.rows)
-        self.sharing = None
         return fresh
 
     def drop(self, index: int) -> None:
@@ -120,16 +118,13 @@ class _Batch:
             slot = self.prompts.index(prompt)
             _pop(self.prompts, slot)
             self.cache.prompts.drop(slot)
-        self.sharing = None
 
-    def step(self, device: torch.device) -> Step:
+    def step(self) -> Step:
         """The layout in which each row gets a token more."""
         rows, prompts = self.cache.rows.lengths, self.cache.prompts.lengths
         self.cache.reserve(len(rows), max(rows) + 1, len(prompts), max(prompts, default=0))
-        if self.shared and self.sharing is None:
-            slots = {id(prompt): slot for slot, prompt in enumerate(self.prompts)}
-            self.sharing = Sharing([slots[id(row.prompt)] for row in self.rows], len(slots), device)
-        return Step(self.cache, self.sharing, device)
+        slots = {id(prompt): slot for slot, prompt in enumerate(self.prompts)}
+        return Step(self.cache, [slots[id(row.prompt)] for row in self.rows] if self.shared else None)
 
 
 class LocalSampler:
@@ -281,7 +276,7 @@ class LocalSampler:
                 first = last
 
     def _step(self, batch: _Batch) -> Tensor:
-        layout = batch.step(self.device)
+        layout = batch.step()
         tokens = torch.tensor([row.tokens[-1] for row in batch.rows], device=self.device)
         states = self._states(tokens, layout.positions, layout)
         batch.cache.rows.lengths = [length + 1 for length in batch.cache.rows.lengths]
@@ -389,24 +384,26 @@ def draw(logits: Tensor, temperatures: Tensor, uniforms: Tensor, softcap: float 
     logits [N, V], temperatures [N], uniforms [N] in [0, 1) -> tokens [N], log-probs [N] fp32. `softcap` c makes them
     c tanh(logits / c) before. The distribution is summed by blocks and inverted twice: over blocks, then within one.
     """
-    rows, size = logits.shape
-    width = _block(size)
-    step = max(1, CHUNK // size) if logits.device.type == "cpu" else rows
-    tokens, logprobs = [], []
-    for start in range(0, rows, step):
-        part = slice(start, start + step)
-        scaled = logits[part] if softcap is None else torch.tanh(logits[part].float() / softcap) * softcap
-        probabilities = torch.softmax(scaled / temperatures[part, None], dim=-1)
-        blocks = probabilities.view(len(scaled), -1, width)
-        sums = blocks.sum(dim=-1).double().cumsum(dim=-1)
-        wanted = uniforms[part, None] * sums[:, -1:]
-        block = _invert(sums, wanted)
-        before = sums.gather(1, (block - 1).clamp(min=0)) * (block > 0)
-        inside = blocks.gather(1, block[:, :, None].expand(-1, -1, width))[:, 0].double().cumsum(dim=-1)
-        drawn = block * width + _invert(inside, wanted - before)
-        tokens.append(drawn)
-        logprobs.append(probabilities.gather(1, drawn).log())
-    return torch.cat(tokens)[:, 0], torch.cat(logprobs)[:, 0]
+    if logits.device.type == "cpu":
+        return kernels.draw(logits, temperatures, uniforms, softcap, _block(logits.shape[1]))
+    return _drawn(logits, temperatures, uniforms, softcap)
+
+
+def _drawn(
+    logits: Tensor, temperatures: Tensor, uniforms: Tensor, softcap: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """`draw` by operations that a GPU has."""
+    width = _block(logits.shape[1])
+    scaled = logits if softcap is None else torch.tanh(logits.float() / softcap) * softcap
+    probabilities = torch.softmax(scaled / temperatures[:, None], dim=-1)
+    blocks = probabilities.view(len(scaled), -1, width)
+    sums = blocks.sum(dim=-1).double().cumsum(dim=-1)
+    wanted = uniforms[:, None] * sums[:, -1:]
+    block = _invert(sums, wanted)
+    before = sums.gather(1, (block - 1).clamp(min=0)) * (block > 0)
+    inside = blocks.gather(1, block[:, :, None].expand(-1, -1, width))[:, 0].double().cumsum(dim=-1)
+    drawn = block * width + _invert(inside, wanted - before)
+    return drawn[:, 0], probabilities.gather(1, drawn).log()[:, 0]
 
 
 def _invert(cumulative: Tensor, wanted: Tensor) -> Tensor:

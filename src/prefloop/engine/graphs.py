@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from prefloop.engine.cache import Cache, Places, Store
+from prefloop.engine.cache import Cache, Places, Rotation, Store
 from prefloop.models.attention import layer_index
 from prefloop.ops.attention import Traits, attend
 
@@ -66,13 +66,12 @@ class StaticStep:
         self.biases: dict[int | None, Tensor] = {}
 
     def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, traits: Traits) -> Tensor:
-        mixed = self.mix(
-            layer_index(module), query.transpose(0, 1), torch.stack([key, value]).permute(2, 0, 1, 3), traits
-        )
+        mixed = self.mix(layer_index(module), torch.cat([query, key, value]).transpose(0, 1), None, traits)
         return mixed.view(query.shape[1], query.shape[0], -1).transpose(0, 1)
 
-    def mix(self, layer: int, query: Tensor, keys_values: Tensor, traits: Traits) -> Tensor:
+    def mix(self, layer: int, heads: Tensor, turn: Rotation | None, traits: Traits) -> Tensor:
         """See decode.Rows. The heads that share keys are the queries of one call, so one mask serves them."""
+        query, keys_values = self.places.split(layer, heads, turn)
         keys, values = self.places.keep(layer, keys_values)[:, : len(query), :, : self.length]
         bias = self._bias(traits.window, keys.dtype)
         if traits.softcap is None and traits.sinks is None:

@@ -1,0 +1,411 @@
+"""What a step of decoding does between its products, one row of numbers at a time, compiled by numba for this CPU.
+
+Left to torch it is some thirty calls a layer, each of them slower than its work. bf16 comes as uint16, because numpy
+has none, and is computed in fp32.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numba import carray, cfunc, njit, types
+from numba.extending import intrinsic, overload
+from torch import Tensor
+
+from prefloop.ops.attention import Traits
+
+FAST = {"reassoc", "contract", "arcp", "nsz"}  # what floats may be taken for: numbers in any order, but infinities stay
+FOUR = 4  # keys and values that are read at a time
+
+
+def _widen(source: Any, into: Any, bits: Any) -> None:
+    """Numbers of any kind as fp32; `bits` are those of `into`."""
+    raise NotImplementedError
+
+
+def _narrow(source: Any, bits: Any, into: Any) -> None:
+    """fp32 numbers as those of `into`, rounded to the nearest, ties to even; `bits` are those of `source`."""
+    raise NotImplementedError
+
+
+@overload(_widen, inline="always")
+def _widened(source: Any, into: Any, bits: Any) -> Any:
+    if source.dtype == types.uint16:
+
+        def widen(source: Any, into: Any, bits: Any) -> None:
+            for i in range(len(source)):
+                bits[i] = np.uint32(source[i]) << np.uint32(16)
+
+        return widen
+
+    def copy(source: Any, into: Any, bits: Any) -> None:
+        for i in range(len(source)):
+            into[i] = source[i]
+
+    return copy
+
+
+@overload(_narrow, inline="always")
+def _narrowed(source: Any, bits: Any, into: Any) -> Any:
+    if into.dtype == types.uint16:
+
+        def narrow(source: Any, bits: Any, into: Any) -> None:
+            for i in range(len(into)):
+                odd = (bits[i] >> np.uint32(16)) & np.uint32(1)
+                into[i] = np.uint16((bits[i] + np.uint32(0x7FFF) + odd) >> np.uint32(16))
+
+        return narrow
+
+    def copy(source: Any, bits: Any, into: Any) -> None:
+        for i in range(len(into)):
+            into[i] = source[i]
+
+    return copy
+
+
+@njit(fastmath=FAST, inline="always")
+def _turn(x: Any, cos: Any, sin: Any) -> None:
+    """Rotary positions (Su et al. 2021) in place, in halves as Llama has them."""
+    half = len(x) // 2
+    for i in range(half):
+        a, b = x[i], x[i + half]
+        x[i] = a * cos[i] - b * sin[i]
+        x[i + half] = b * cos[i + half] + a * sin[i + half]
+
+
+@njit(fastmath=FAST, inline="always")
+def _exp(x: Any, count: int, scratch: Any, bits: Any) -> None:
+    """exp in place of the first `count` numbers, none above 0: 2^n by the exponent's bits, the rest by its Taylor
+    series (within 2e-7); 0 below the least normal number."""
+    for i in range(count):
+        t = max(x[i] * np.float32(1.4426950408889634), np.float32(-127.0))
+        n = np.floor(t + np.float32(0.5))
+        f = (t - n) * np.float32(0.6931471805599453)
+        bits[i] = (np.int32(n) + np.int32(127)) << np.int32(23)
+        series = np.float32(1 / 120) + f * np.float32(1 / 720)
+        series = np.float32(1 / 6) + f * (np.float32(1 / 24) + f * series)
+        x[i] = np.float32(1) + f * (np.float32(1) + f * (np.float32(0.5) + f * series))
+    for i in range(count):
+        x[i] *= scratch[i]
+
+
+@intrinsic
+def _ticket(_: Any, numbers: Any) -> Any:
+    """The first of the numbers, which goes up by one: no two threads get the same."""
+
+    def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
+        one = arguments[0].type.pointee(1)
+        return builder.atomic_rmw("add", arguments[0], one, "monotonic")
+
+    return types.int64(types.CPointer(types.int64)), generate
+
+
+@intrinsic
+def _pointer(_: Any, address: Any, kind: Any) -> Any:
+    """An address as a pointer to numbers of a kind."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+
+    return types.CPointer(kind.instance_type)(address, kind), generate
+
+
+@njit(fastmath=FAST, inline="always")
+def _rms_norm(numbers: Any, eps: float, kind: Any) -> None:
+    rows, count = numbers[0], numbers[1]
+    x = carray(_pointer(numbers[2], kind), (rows, count))
+    weight = carray(_pointer(numbers[3], np.float32), (count,))
+    out = carray(_pointer(numbers[4], kind), (rows, count))
+    wide = np.empty(count, np.float32)
+    bits = wide.view(np.uint32)
+    for row in range(rows):
+        _widen(x[row], wide, bits)
+        total = np.float32(0)
+        for i in range(count):
+            total += wide[i] * wide[i]
+        scale = np.float32(1) / np.sqrt(total / np.float32(count) + np.float32(eps))
+        for i in range(count):
+            wide[i] *= scale * weight[i]
+        _narrow(wide, bits, out[row])
+
+
+def _rms_norm_bf16(rows: int, width: int, x: int, weight: int, out: int, eps: float) -> None:
+    _rms_norm((rows, width, x, weight, out), eps, np.uint16)
+
+
+def _rms_norm_fp32(rows: int, width: int, x: int, weight: int, out: int, eps: float) -> None:
+    _rms_norm((rows, width, x, weight, out), eps, np.float32)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """weight x / sqrt(mean(x^2) + eps) of rows [N, D], with the weight in fp32 (Zhang and Sennrich 2019)."""
+    out = torch.empty_like(x)
+    run = _compiled(_rms_norm_bf16 if x.dtype == torch.bfloat16 else _rms_norm_fp32, _OF_ROWS)
+    run.ctypes(*x.shape, x.data_ptr(), weight.data_ptr(), out.data_ptr(), eps)
+    return out
+
+
+_OF_ROWS = types.void(*[types.int64] * 5, types.float64)
+_OF_NUMBERS = types.void(types.CPointer(types.int64))
+
+
+@cache
+def _compiled(function: Callable[..., None], signature: Any) -> Any:
+    """As a C function, made at its first call on this machine."""
+    return cfunc(signature, cache=True, fastmath=FAST, error_model="numpy")(function)
+
+
+def _shared_out(function: Callable[..., None], numbers: Any, rows: int) -> None:
+    """Call a function of numbers on as many threads as torch computes with; the first number is their ticket."""
+    kernel, threads = _compiled(function, _OF_NUMBERS), _threads()
+    if threads is None or rows == 1:
+        kernel.ctypes(numbers.ctypes.data_as(ctypes.POINTER(ctypes.c_int64)))
+    else:
+        threads(kernel.address, numbers.ctypes.data, min(torch.get_num_threads(), rows), 0)
+
+
+@njit(fastmath=FAST, inline="always")
+def _draw(numbers: Any, kind: Any) -> None:
+    """See `draw`: rows until none is left."""
+    p = carray(numbers, (9,))
+    rows, size, width = p[1], p[2], p[3]
+    logits = carray(_pointer(p[4], kind), (rows, size))
+    reals = carray(_pointer(p[5], np.float64), (3, rows))  # temperatures, uniforms, softcaps
+    tokens, logprobs = carray(_pointer(p[6], np.int64), (rows,)), carray(_pointer(p[7], np.float32), (rows,))
+    x, scratch = np.empty(size, np.float32), np.empty(size, np.float32)
+    bits, powers = x.view(np.uint32), scratch.view(np.int32)
+    sums = np.empty(size // width, np.float64)
+    while True:
+        row = _ticket(numbers)
+        if row >= rows:
+            break
+        _widen(logits[row], x, bits)
+        temperature, softcap = np.float32(reals[0, row]), np.float32(reals[2, row])
+        if softcap:
+            for i in range(size):
+                x[i] = softcap * np.tanh(x[i] / softcap)
+        top = np.float32(-np.inf)
+        for i in range(size):
+            x[i] /= temperature
+            top = max(top, x[i])
+        for i in range(size):
+            x[i] -= top
+        _exp(x, size, scratch, powers)
+        total = 0.0
+        for block in range(len(sums)):
+            mass = np.float32(0)
+            for i in range(width):
+                mass += x[block * width + i]
+            total += np.float64(mass)
+            sums[block] = total
+        wanted = min(reals[1, row] * total, np.nextafter(total, 0.0))
+        block = min(np.searchsorted(sums, wanted, side="right"), len(sums) - 1)
+        before = sums[block - 1] if block else 0.0
+        inside, last, token = 0.0, block * width, -1
+        for i in range(block * width, (block + 1) * width):
+            if x[i] > 0:
+                last = i
+                inside += np.float64(x[i])
+                if inside > wanted - before:
+                    token = i
+                    break
+        token = token if token >= 0 else last  # rounding never leads to a place that adds nothing
+        tokens[row] = token
+        logprobs[row] = np.log(x[token] / np.float32(total))
+
+
+def _draw_bf16(numbers: Any) -> None:
+    _draw(numbers, np.uint16)
+
+
+def _draw_fp32(numbers: Any) -> None:
+    _draw(numbers, np.float32)
+
+
+def draw(
+    logits: Tensor, temperatures: Tensor, uniforms: Tensor, softcap: float | None, width: int
+) -> tuple[Tensor, Tensor]:
+    """See engine.generate.draw; the distribution is summed by blocks of `width`, which divides V."""
+    logits = logits.contiguous()
+    reals = torch.stack([temperatures.double(), uniforms.double(), torch.full_like(uniforms, softcap or 0).double()])
+    tokens, logprobs = torch.empty(len(logits), dtype=torch.int64), torch.empty(len(logits))
+    addresses = [x.data_ptr() for x in (logits, reals, tokens, logprobs)]
+    numbers = np.array([0, *logits.shape, width, *addresses, 0], np.int64)
+    _shared_out(_draw_bf16 if logits.dtype == torch.bfloat16 else _draw_fp32, numbers, len(logits))
+    return tokens, logprobs
+
+
+# Places in the numbers that `attend` hands over: whole numbers and addresses, then three fp32 numbers by their bits.
+(TICKET, ROWS, HEADS, KEY_HEADS, WIDTH, SLOTS, PLACES, PROMPTS, LENGTH, WINDOW, TURNS, SINKS) = range(12)
+(A_HEADS, A_OWN, A_GIVEN, A_AT, A_PROMPT, A_PREFIX, A_COS, A_SIN, A_SINKS, A_OUT, SCALING, SOFTCAP) = range(12, 24)
+
+
+@njit(fastmath=FAST, inline="always")
+def _attend(numbers: Any, kind: Any) -> None:
+    """See `attend`: rows until none is left."""
+    p = carray(numbers, (24,))
+    rows, heads, key_heads, width, slots, places = p[ROWS], p[HEADS], p[KEY_HEADS], p[WIDTH], p[SLOTS], p[PLACES]
+    prompts, length, window, turns = p[PROMPTS], p[LENGTH], p[WINDOW], p[TURNS]
+    asked = carray(_pointer(p[A_HEADS], kind), (rows, heads + 2 * key_heads, width))
+    own = carray(_pointer(p[A_OWN], kind), (2, slots, key_heads, places, width))
+    given = carray(_pointer(p[A_GIVEN], kind), (2, prompts, key_heads, length, width))
+    out = carray(_pointer(p[A_OUT], kind), (rows, heads, width))
+    at, prompt = carray(_pointer(p[A_AT], np.int64), (rows,)), carray(_pointer(p[A_PROMPT], np.int64), (rows,))
+    prefix = carray(_pointer(p[A_PREFIX], np.int64), (rows,))
+    cos = carray(_pointer(p[A_COS], np.float32), (rows, width))
+    sin = carray(_pointer(p[A_SIN], np.float32), (rows, width))
+    sinks = carray(_pointer(p[A_SINKS], np.float32), (heads,))
+    reals = p[SCALING : SOFTCAP + 1].view(np.float64)
+    scaling, softcap = np.float32(reals[0]), np.float32(reals[1])
+    group, longest = heads // key_heads, places + length + FOUR
+    query, mixed = np.empty((group, width), np.float32), np.empty((group, width), np.float32)
+    query_bits, mixed_bits = query.view(np.uint32), mixed.view(np.uint32)
+    scores, scratch, buffer = (
+        np.empty((group, longest), np.float32),
+        np.empty(longest, np.float32),
+        np.empty(width, np.float32),
+    )
+    powers, bits = scratch.view(np.int32), buffer.view(np.uint32)
+    four = np.empty((FOUR, width), np.float32)
+    four_bits = four.view(np.uint32)
+    while True:
+        row = _ticket(numbers)
+        if row >= rows:
+            break
+        shared = prefix[row]
+        total = shared + at[row] + 1
+        first = max(0, total - window) if window else 0
+        for head in range(key_heads):
+            keys, values = own[0, row, head], own[1, row, head]
+            given_keys, given_values = given[0, prompt[row], head], given[1, prompt[row], head]
+            _widen(asked[row, heads + head], buffer, bits)
+            if turns:
+                _turn(buffer, cos[row], sin[row])
+            _narrow(buffer, bits, keys[at[row]])
+            new = asked[row, heads + key_heads + head]
+            for i in range(width):
+                values[at[row], i] = new[i]
+            for g in range(group):
+                _widen(asked[row, head * group + g], query[g], query_bits[g])
+                if turns:
+                    _turn(query[g], cos[row], sin[row])
+            for s in range(first, total, FOUR):
+                for j in range(FOUR):
+                    place = min(s + j, total - 1)
+                    _widen(given_keys[place] if place < shared else keys[place - shared], four[j], four_bits[j])
+                for g in range(group):
+                    a, b, c, d = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
+                    for i in range(width):
+                        a += query[g, i] * four[0, i]
+                        b += query[g, i] * four[1, i]
+                        c += query[g, i] * four[2, i]
+                        d += query[g, i] * four[3, i]
+                    weights = scores[g, s - first : s - first + FOUR]
+                    weights[0], weights[1], weights[2], weights[3] = a * scaling, b * scaling, c * scaling, d * scaling
+            for g in range(group):
+                count, weights = total - first, scores[g]
+                if softcap:
+                    for s in range(count):
+                        weights[s] = softcap * np.tanh(weights[s] / softcap)
+                sink = sinks[head * group + g] if p[SINKS] else np.float32(-np.inf)
+                top = sink
+                for s in range(count):
+                    top = max(top, weights[s])
+                for s in range(count):
+                    weights[s] -= top
+                _exp(weights, count, scratch, powers)
+                mass = np.exp(sink - top) if p[SINKS] else np.float32(0)
+                for s in range(count):
+                    mass += weights[s]
+                for s in range(count):
+                    weights[s] /= mass
+                weights[count : count + FOUR] = 0
+            for g in range(group):
+                for i in range(width):
+                    mixed[g, i] = 0
+            for s in range(first, total, FOUR):
+                for j in range(FOUR):
+                    place = min(s + j, total - 1)
+                    _widen(given_values[place] if place < shared else values[place - shared], four[j], four_bits[j])
+                for g in range(group):
+                    weights = scores[g, s - first : s - first + FOUR]
+                    for i in range(width):
+                        mixed[g, i] += (
+                            weights[0] * four[0, i]
+                            + weights[1] * four[1, i]
+                            + (weights[2] * four[2, i] + weights[3] * four[3, i])
+                        )
+            for g in range(group):
+                _narrow(mixed[g], mixed_bits[g], out[row, head * group + g])
+
+
+def _attend_bf16(numbers: Any) -> None:
+    _attend(numbers, np.uint16)
+
+
+def _attend_fp32(numbers: Any) -> None:
+    _attend(numbers, np.float32)
+
+
+@cache
+def _threads() -> Callable[..., None] | None:
+    """GOMP_parallel(function, argument, threads, flags) of the OpenMP library that torch brings: another's threads
+    would fight its own for the cores. None where it brings none that we know."""
+    for path in sorted((Path(torch.__file__).parent / "lib").glob("lib*omp[.5]*")):
+        if hasattr(library := ctypes.CDLL(str(path)), "GOMP_parallel"):
+            library.GOMP_parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+            library.GOMP_parallel.restype = None
+            return cast(Callable[..., None], library.GOMP_parallel)
+    return None
+
+
+class Attention:
+    """Attention of one new token in each of N rows, layer after layer: what does not change between layers."""
+
+    def __init__(self, at: Tensor, prompt: Tensor, prefix: Tensor) -> None:
+        """All [N] int64. Row n is written at place at[n], and sees prefix[n] tokens of prompt number prompt[n]."""
+        self.held = at, prompt, prefix
+        self.numbers = np.zeros(24, np.int64)
+        self.numbers[ROWS] = len(at)
+        self.numbers[[A_AT, A_PROMPT, A_PREFIX]] = [x.data_ptr() for x in self.held]
+        self.cos: Tensor | None = None
+
+    def turn(self, cos: Tensor, sin: Tensor) -> None:
+        """From now on queries and keys are turned by these [N, D], in fp32."""
+        self.cos, self.sin = cos.contiguous(), sin.contiguous()
+        self.numbers[[TURNS, A_COS, A_SIN]] = 1, self.cos.data_ptr(), self.sin.data_ptr()
+
+    def __call__(self, heads: Tensor, own: Tensor, given: Tensor, traits: Traits) -> Tensor:
+        """Keep the tokens' keys and values, and attend to what each row sees.
+
+        heads [N, H + 2 Hk, D]: a token's queries, keys and values. own [2, slots, Hk, S, D]: what rows have kept. given
+        [2, P, Hk, S', D]: prompts. Returns [N, H x D]. Everything is computed in fp32.
+        """
+        _, slots, key_heads, places, width = own.shape
+        query_heads = heads.shape[1] - 2 * key_heads
+        heads, out = heads.contiguous(), heads.new_empty(len(heads), query_heads * width)
+        numbers = self.numbers
+        numbers[:TURNS] = (
+            0,
+            len(heads),
+            query_heads,
+            key_heads,
+            width,
+            slots,
+            places,
+            given.shape[1],
+            given.shape[3],
+            traits.window or 0,
+        )
+        sinks = None if traits.sinks is None else traits.sinks.float().contiguous()
+        numbers[[SINKS, A_SINKS]] = (0, 0) if sinks is None else (1, sinks.data_ptr())
+        numbers[[A_HEADS, A_OWN, A_GIVEN, A_OUT]] = [x.data_ptr() for x in (heads, own, given, out)]
+        numbers[SCALING:].view(np.float64)[:] = traits.scaling, traits.softcap or 0.0
+        _shared_out(_attend_bf16 if heads.dtype == torch.bfloat16 else _attend_fp32, numbers, len(heads))
+        return out
