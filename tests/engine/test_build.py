@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -43,6 +46,30 @@ def test_threads() -> None:
     assert torch.get_num_threads() == 2
     build.use_threads(EngineConfig())
     assert torch.get_num_threads() == build.available_cores() >= 1
+
+
+PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+@pytest.mark.skipif(
+    not PAGES.exists() or "[never]" in PAGES.read_text() or platform.libc_ver()[0] != "glibc",
+    reason="this system gives no large pages to who asks",
+)
+def test_what_is_allocated_lies_in_large_pages() -> None:
+    code = """
+import torch
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from prefloop.configs.shared import EngineConfig
+from prefloop.engine.build import use_threads
+use_threads(EngineConfig(threads=1))
+held = torch.ones(2**25)
+print(next(line.split()[1] for line in Path("/proc/self/smaps_rollup").open() if line.startswith("AnonHuge")))
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(found.stdout) >= 64 * 1024  # of 128 MiB
 
 
 def test_a_run_folder_stands_for_its_checkpoint(tmp_path: Path) -> None:

@@ -118,20 +118,24 @@ def test_an_interrupted_run_on_a_mix_continues_the_same_numbers(stage: str) -> N
 
 
 def test_a_constraint_holds_what_the_sum_would_give_up_and_a_slack_one_changes_nothing() -> None:
-    """Even tokens are worth one std each; of odd ones there must be as many as the reference has, or hardly any."""
+    """Even tokens are worth one std each; of odd ones there must be as many as the reference has, or hardly any. Over
+    three seeds, because the multiplier swings: of one run the mean falls anywhere between -0.5 and 0.7."""
     parts = {"even": "toy_parts:even", "odd": "toy_parts:odd"}
     long: dict[str, Any] = {"steps": 16, "group": 12}
-    for out, at_least in (("held", 0.0), ("slack", -9.0)):
-        rule = {"part": "odd", "at_least": at_least, "rate": 0.5}
-        mix = {"parts": parts, "weights": {"even": 1.0}, "constraint": rule}
-        group.run(GroupConfig(**settings(out, mix, **long)))
-    free = {"parts": parts, "weights": {"even": 1.0, "odd": 0.0}}
-    group.run(GroupConfig(**settings("free", free, **long)))
-    even = {out: float(np.mean([row["reward/even"] for row in metrics(out)[-6:]])) for out in ("held", "slack", "free")}
-    assert abs(even["held"]) < 0.5 < 1.0 < even["free"]
-    slack = [{key: value for key, value in row.items() if key != "reward/multiplier"} for row in untimed("slack")]
-    assert slack == untimed("free") and {row["reward/multiplier"] for row in metrics("slack")} == {0.0}
-    assert metrics("held")[-1]["reward/multiplier"] > 0.5
+    found: dict[str, list[float]] = {"held": [], "slack": [], "free": []}
+    for seed in range(3):
+        for kind, at_least in (("held", 0.0), ("slack", -9.0)):
+            rule = {"part": "odd", "at_least": at_least, "rate": 0.5}
+            mix = {"parts": parts, "weights": {"even": 1.0}, "constraint": rule}
+            group.run(GroupConfig(**settings(f"{kind}{seed}", mix, seed=seed, **long)))
+        free = {"parts": parts, "weights": {"even": 1.0, "odd": 0.0}}
+        group.run(GroupConfig(**settings(f"free{seed}", free, seed=seed, **long)))
+        for kind, means in found.items():
+            means.append(float(np.mean([row["reward/even"] for row in metrics(f"{kind}{seed}")[-6:]])))
+        slack = [{k: v for k, v in row.items() if k != "reward/multiplier"} for row in untimed(f"slack{seed}")]
+        assert slack == untimed(f"free{seed}") and {r["reward/multiplier"] for r in metrics(f"slack{seed}")} == {0.0}
+        assert metrics(f"held{seed}")[-1]["reward/multiplier"] > 0.5
+    assert abs(float(np.mean(found["held"]))) < 0.5 and min(found["free"]) > 1.0
 
 
 def test_a_run_knows_every_model_that_its_reward_stands_on() -> None:

@@ -46,9 +46,13 @@ class Decoder:
 
     @staticmethod
     def suits(model: nn.Module) -> bool:
-        """Whether this is the class for which `step` was written, gated by swish; a look-alike may differ inside."""
-        config: Any = model.config
-        return type(model).__name__ in SHAPES and config.hidden_act in ("silu", "swish")
+        """Whether this is the class for which `step` was written, gated by swish and with whole heads turned; a
+        look-alike may differ inside."""
+        made: Any = model
+        if type(model).__name__ not in SHAPES or made.config.hidden_act not in ("silu", "swish"):
+            return False
+        trunk = made.get_decoder()
+        return bool(2 * len(trunk.rotary_emb.inv_freq) == trunk.layers[0].self_attn.head_dim)
 
     @torch.no_grad()
     def load(self) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -145,8 +145,9 @@ def _rms_norm_fp32(rows: int, width: int, x: int, weight: int, out: int, eps: fl
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """weight x / sqrt(mean(x^2) + eps) of rows [N, D], with the weight in fp32 (Zhang and Sennrich 2019)."""
+    x = x.contiguous()
     out = torch.empty_like(x)
-    run = _compiled(_rms_norm_bf16 if x.dtype == torch.bfloat16 else _rms_norm_fp32, _OF_ROWS)
+    run = _compiled({torch.bfloat16: _rms_norm_bf16, torch.float32: _rms_norm_fp32}[x.dtype], _OF_ROWS)
     run.ctypes(*x.shape, x.data_ptr(), weight.data_ptr(), out.data_ptr(), eps)
     return out
 
@@ -157,8 +158,12 @@ _OF_NUMBERS = types.void(types.CPointer(types.int64))
 
 @cache
 def _compiled(function: Callable[..., None], signature: Any) -> Any:
-    """As a C function, made at its first call on this machine."""
-    return cfunc(signature, cache=True, fastmath=FAST, error_model="numpy")(function)
+    """As a C function, made once on this machine; where nothing can be kept, once a process."""
+    make = partial(cfunc, signature, fastmath=FAST, error_model="numpy")
+    try:
+        return make(cache=True)(function)
+    except RuntimeError:  # no folder for it that can be written
+        return make()(function)
 
 
 def _shared_out(function: Callable[..., None], numbers: Any, rows: int) -> None:
@@ -237,18 +242,18 @@ def draw(
     tokens, logprobs = torch.empty(len(logits), dtype=torch.int64), torch.empty(len(logits))
     addresses = [x.data_ptr() for x in (logits, reals, tokens, logprobs)]
     numbers = np.array([0, *logits.shape, width, *addresses, 0], np.int64)
-    _shared_out(_draw_bf16 if logits.dtype == torch.bfloat16 else _draw_fp32, numbers, len(logits))
+    _shared_out({torch.bfloat16: _draw_bf16, torch.float32: _draw_fp32}[logits.dtype], numbers, len(logits))
     return tokens, logprobs
 
 
-# Places in the numbers that `attend` hands over: whole numbers and addresses, then three fp32 numbers by their bits.
+# Places in the numbers that `Attention` hands over: whole numbers and addresses, then two fp64 numbers by their bits.
 (TICKET, ROWS, HEADS, KEY_HEADS, WIDTH, SLOTS, PLACES, PROMPTS, LENGTH, WINDOW, TURNS, SINKS) = range(12)
 (A_HEADS, A_OWN, A_GIVEN, A_AT, A_PROMPT, A_PREFIX, A_COS, A_SIN, A_SINKS, A_OUT, SCALING, SOFTCAP) = range(12, 24)
 
 
 @njit(fastmath=FAST, inline="always")
 def _attend(numbers: Any, kind: Any) -> None:
-    """See `attend`: rows until none is left."""
+    """See `Attention`: rows until none is left."""
     p = carray(numbers, (24,))
     rows, heads, key_heads, width, slots, places = p[ROWS], p[HEADS], p[KEY_HEADS], p[WIDTH], p[SLOTS], p[PLACES]
     prompts, length, window, turns = p[PROMPTS], p[LENGTH], p[WINDOW], p[TURNS]
@@ -407,5 +412,5 @@ class Attention:
         numbers[[SINKS, A_SINKS]] = (0, 0) if sinks is None else (1, sinks.data_ptr())
         numbers[[A_HEADS, A_OWN, A_GIVEN, A_OUT]] = [x.data_ptr() for x in (heads, own, given, out)]
         numbers[SCALING:].view(np.float64)[:] = traits.scaling, traits.softcap or 0.0
-        _shared_out(_attend_bf16 if heads.dtype == torch.bfloat16 else _attend_fp32, numbers, len(heads))
+        _shared_out({torch.bfloat16: _attend_bf16, torch.float32: _attend_fp32}[heads.dtype], numbers, len(heads))
         return out
