@@ -214,7 +214,7 @@ def main(arguments: list[str] | None = None, device: str = "cpu") -> int:
         "plan": asdict(plan),
     }
     entries = measured_before(options.out, heading)
-    answer = heading | {
+    answer: dict[str, Any] = heading | {
         "ceiling": {
             **{f"{name}_gflops": rate for name, rate in rates.items()},
             "copy_gb": copy_gb(device, plan.ceiling_seconds),
@@ -241,6 +241,7 @@ def main(arguments: list[str] | None = None, device: str = "cpu") -> int:
                 entries[job] = summary(job, outcome.found, outcome.failed)
                 print(job, json.dumps(entries[job]), file=sys.stderr, flush=True)
             answer |= entries
+            answer["ceiling"]["our_share"] = {name: entry["share_of_ceiling"] for name, entry in entries.items()}
             answer["minutes"] = (time.monotonic() - began) / 60
             write_atomic(options.out, json.dumps(answer, indent=2) + "\n")  # what is measured stays, whatever comes
     print(json.dumps(answer, indent=None if options.json else 2))

@@ -58,9 +58,6 @@ PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 def test_what_is_allocated_lies_in_large_pages() -> None:
     code = """
 import torch
-import platform
-import subprocess
-import sys
 from pathlib import Path
 from prefloop.configs.shared import EngineConfig
 from prefloop.engine.build import use_threads

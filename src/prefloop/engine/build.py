@@ -26,9 +26,7 @@ from prefloop.types import Checkpoint, PrefloopError
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 MADV_HUGEPAGE = 14  # of Linux's mman.h
 LARGE = 2**21  # bytes of a large page
-RESERVED = (
-    8  # pieces of half a GiB that are to lie in large pages: address space, not memory, until they are written to
-)
+RESERVED = 8  # pieces of half a GiB to lie in large pages: address space, not memory, until they are written to
 
 
 def compute_dtype(engine: EngineConfig) -> torch.dtype:
@@ -58,11 +56,8 @@ def _ask_for_large_pages() -> None:
     """What this process allocates from now on lies in large pages, where the system gives those to who asks: products
     that read each weight once, as a step of decoding does, then wait less for addresses."""
     libc, size = ctypes.CDLL(None), 2**29
-    libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = (
-        ctypes.c_void_p,
-        [ctypes.c_size_t],
-        [ctypes.c_void_p],
-    )
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    libc.free.argtypes = [ctypes.c_void_p]
     libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     pieces = [piece for _ in range(RESERVED) if (piece := libc.malloc(size))]
     for piece in pieces:

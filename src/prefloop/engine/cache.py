@@ -12,7 +12,7 @@ from prefloop.models.attention import layer_index
 from prefloop.ops.attention import Traits
 from prefloop.ops.kernels import Attention
 
-GROWTH = 32  # tokens by which rows grow: attention reads all S places, because products over a slice would copy it
+GROWTH = 32  # tokens by which rows grow: each time all that they keep is copied
 ALIGNED = 8  # prompts do not grow, but products like even sizes
 QUERIES = 256  # places of a prompt that attend at a time
 

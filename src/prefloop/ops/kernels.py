@@ -26,47 +26,33 @@ FOUR = 4  # keys and values that are read at a time
 
 def _widen(source: Any, into: Any, bits: Any) -> None:
     """Numbers of any kind as fp32; `bits` are those of `into`."""
-    raise NotImplementedError
+    for i in range(len(into)):
+        into[i] = source[i]
 
 
-def _narrow(source: Any, bits: Any, into: Any) -> None:
+def _narrow(source: Any, into: Any, bits: Any) -> None:
     """fp32 numbers as those of `into`, rounded to the nearest, ties to even; `bits` are those of `source`."""
-    raise NotImplementedError
+    for i in range(len(into)):
+        into[i] = source[i]
 
 
 @overload(_widen, inline="always")
 def _widened(source: Any, into: Any, bits: Any) -> Any:
-    if source.dtype == types.uint16:
+    def widen(source: Any, into: Any, bits: Any) -> None:
+        for i in range(len(into)):
+            bits[i] = np.uint32(source[i]) << np.uint32(16)
 
-        def widen(source: Any, into: Any, bits: Any) -> None:
-            for i in range(len(source)):
-                bits[i] = np.uint32(source[i]) << np.uint32(16)
-
-        return widen
-
-    def copy(source: Any, into: Any, bits: Any) -> None:
-        for i in range(len(source)):
-            into[i] = source[i]
-
-    return copy
+    return widen if source.dtype == types.uint16 else _widen
 
 
 @overload(_narrow, inline="always")
-def _narrowed(source: Any, bits: Any, into: Any) -> Any:
-    if into.dtype == types.uint16:
-
-        def narrow(source: Any, bits: Any, into: Any) -> None:
-            for i in range(len(into)):
-                odd = (bits[i] >> np.uint32(16)) & np.uint32(1)
-                into[i] = np.uint16((bits[i] + np.uint32(0x7FFF) + odd) >> np.uint32(16))
-
-        return narrow
-
-    def copy(source: Any, bits: Any, into: Any) -> None:
+def _narrowed(source: Any, into: Any, bits: Any) -> Any:
+    def narrow(source: Any, into: Any, bits: Any) -> None:
         for i in range(len(into)):
-            into[i] = source[i]
+            odd = (bits[i] >> np.uint32(16)) & np.uint32(1)
+            into[i] = np.uint16((bits[i] + np.uint32(0x7FFF) + odd) >> np.uint32(16))
 
-    return copy
+    return narrow if into.dtype == types.uint16 else _narrow
 
 
 @njit(fastmath=FAST, inline="always")
@@ -132,7 +118,7 @@ def _rms_norm(numbers: Any, eps: float, kind: Any) -> None:
         scale = np.float32(1) / np.sqrt(total / np.float32(count) + np.float32(eps))
         for i in range(count):
             wide[i] *= scale * weight[i]
-        _narrow(wide, bits, out[row])
+        _narrow(wide, out[row], bits)
 
 
 def _rms_norm_bf16(rows: int, width: int, x: int, weight: int, out: int, eps: float) -> None:
@@ -292,7 +278,7 @@ def _attend(numbers: Any, kind: Any) -> None:
             _widen(asked[row, heads + head], buffer, bits)
             if turns:
                 _turn(buffer, cos[row], sin[row])
-            _narrow(buffer, bits, keys[at[row]])
+            _narrow(buffer, keys[at[row]], bits)
             new = asked[row, heads + key_heads + head]
             for i in range(width):
                 values[at[row], i] = new[i]
@@ -347,7 +333,7 @@ def _attend(numbers: Any, kind: Any) -> None:
                             + (weights[2] * four[2, i] + weights[3] * four[3, i])
                         )
             for g in range(group):
-                _narrow(mixed[g], mixed_bits[g], out[row, head * group + g])
+                _narrow(mixed[g], out[row, head * group + g], mixed_bits[g])
 
 
 def _attend_bf16(numbers: Any) -> None:
