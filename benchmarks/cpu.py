@@ -13,6 +13,7 @@ other jobs stays. Exits 0 when everything was measured.
 import argparse
 import json
 import os
+import statistics
 import sys
 import tempfile
 import time
@@ -24,7 +25,7 @@ from typing import Any
 import torch
 from ceiling import ROWS, Linears, copy_gb, product_gflops
 from running import machine
-from side_by_side import Measured, quick, side_by_side
+from side_by_side import Outcome, quick, side_by_side
 
 from prefloop.configs.shared import EngineConfig
 from prefloop.data.chat import encode_prompt
@@ -56,6 +57,7 @@ PEERS: dict[str, tuple[str, ...]] = {
     "forest": (),
     **dict.fromkeys(DECODE, ("generate", "vllm_cpu", "llama_cpp")),
 }
+OWN = {"ours", "ceiling"}
 APART = ("trl_bf16", "llama_cpp_q4")  # shown, but not of equal precision
 
 
@@ -67,7 +69,7 @@ class Plan:
     counted: int = 8
     batch: int = 8
     longest: int = 512  # tokens of a prompt with its longer answer
-    completions: int = 32
+    completions: int = 16
     new_tokens: int = 64  # of a completion
     ceiling_seconds: float = 3.0
     vllm_compiles: bool = True  # minutes a job, for about a seventh more speed
@@ -112,55 +114,57 @@ def processes(jobs: Sequence[str]) -> dict[str, list[str]]:
     return found | ({"decode": decoding} if decoding else {})
 
 
-def commands(
+def groups(
     process: str, options: argparse.Namespace, data: str, known: Mapping[str, Any]
-) -> dict[str, Sequence[str]]:
-    """What to start for a process, by name: ours, and each peer of whose environment the Python is named."""
+) -> list[dict[str, Sequence[str]]]:
+    """What to start for a process, by name, in groups that take turns: ours and each peer of whose environment the
+    Python is named. Peers that train come one at a time, for several do not fit into memory."""
     model = str(locate(options.model))
 
     def program(python: str, script: str, **more: Any) -> Sequence[str]:
         return (python, script, process, model, data, json.dumps({**known, **more}))
 
-    found = {"ceiling": program(sys.executable, "ceiling_job.py"), "ours": program(sys.executable, "our_job.py")}
+    own = {"ceiling": program(sys.executable, "ceiling_job.py"), "ours": program(sys.executable, "our_job.py")}
     if process == "decode":
-        found["generate"] = program(sys.executable, "generate_job.py")
+        own["generate"] = program(sys.executable, "generate_job.py")
         if options.vllm:
-            found["vllm_cpu"] = program(options.vllm, "vllm_job.py")
+            own["vllm_cpu"] = program(options.vllm, "vllm_job.py")
         if options.llama:
-            found["llama_cpp"] = program(options.llama, "llama_job.py")
-            found["llama_cpp_q4"] = program(options.llama, "llama_job.py", quantized=True)
+            own["llama_cpp"] = program(options.llama, "llama_job.py")
+            own["llama_cpp_q4"] = program(options.llama, "llama_job.py", quantized=True)
     elif process in TRAINING and options.trl:
         settings = ("default", "best", "bf16") if known["dtype"] == "bf16" else ("default", "best")
-        found |= {f"trl_{setting}": program(options.trl, "trl_job.py", setting=setting) for setting in settings}
-    return found
+        return [own | {f"trl_{setting}": program(options.trl, "trl_job.py", setting=setting)} for setting in settings]
+    return [own]
 
 
-def summary(job: str, found: Mapping[str, Measured], failed: Mapping[str, str]) -> dict[str, Any]:
-    """A job's entry: our rate, the peers' (null where not measured; `not_measured` says why), the ratio to the best,
-    the ceiling (GFLOP/s of training's products, tokens/s of decoding) and our share of it, peak memory of each in MB,
-    and the rates of decoding alone, without the prefill."""
-    ours, top = found["ours"], found["ceiling"]
-    ceiling = top.rate if job in DECODE else top.gflops
-    assert ceiling is not None
-    peers = {name: found[name].rate if name in found else None for name in PEERS[job]}
-    best = max((rate for rate in peers.values() if rate is not None), default=None)
-    reached = ours.rate if job in DECODE else ours.gflops
-    unnamed = dict.fromkeys(peers.keys() - found.keys() - failed.keys(), "no Python that has it was named")
+def summary(job: str, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """A job's entry, of all groups that took turns: our rate (their median), the peers' (null where not measured;
+    `not_measured` says why), the ratio to the best, beside it, the ceiling (GFLOP/s of training's products, tokens/s of
+    decoding) and our share of it, peak memory of each in MB, and the rates of decoding alone, without the prefill."""
+    decoding = job in DECODE
+    beside = {name: (each, o.found["ours"]) for o in outcomes for name, each in o.found.items() if name not in OWN}
+    rates = {name: each.rate for name, (each, _) in beside.items()}
+    best = max((name for name in PEERS[job] if name in rates), key=lambda name: rates[name], default=None)
+    failed = {name: why for outcome in outcomes for name, why in outcome.failed.items()}
+    unnamed = dict.fromkeys(PEERS[job] - rates.keys() - failed.keys(), "not run, or no Python that has it was named")
+    ours, tops = ([o.found[name] for o in outcomes] for name in ("ours", "ceiling"))
+    reached = [(o.rate, t.rate) if decoding else (o.gflops, t.gflops) for o, t in zip(ours, tops, strict=True)]
+    shares = [own / top for own, top in reached if own is not None and top is not None]
     entry = {
-        "ours": ours.rate,
-        **peers,
-        **{name: found[name].rate for name in APART if name in found},
+        "ours": statistics.median(each.rate for each in ours),
+        **{name: rates.get(name) for name in PEERS[job]},
+        **{name: rates[name] for name in APART if name in rates},
         "unit": UNITS[job],
-        "ratio_vs_best_peer": None if best is None else ours.rate / best,
-        "share_of_ceiling": None if reached is None else reached / ceiling,
-        "ceiling": ceiling,
-        "peak_mb": ours.peak_mb,
-        "peers_peak_mb": {name: each.peak_mb for name, each in found.items() if name not in ("ours", "ceiling")},
+        "ratio_vs_best_peer": None if best is None else beside[best][1].rate / rates[best],
+        "share_of_ceiling": statistics.median(shares) if shares else None,
+        "ceiling": statistics.median(top for _, top in reached if top is not None),
+        "peak_mb": max(each.peak_mb for each in ours),
+        "peers_peak_mb": {name: each.peak_mb for name, (each, _) in beside.items()},
         "not_measured": {**unnamed, **failed},
     }
-    if job in DECODE:
-        rates = {name: each.decode_rate for name, each in found.items() if name != "ceiling"}
-        entry |= {"decode_only": rates}
+    if decoding:
+        entry["decode_only"] = {"ours": ours[0].decode_rate} | {n: each.decode_rate for n, (each, _) in beside.items()}
     return entry
 
 
@@ -234,16 +238,19 @@ def main(arguments: list[str] | None = None, device: str = "cpu") -> int:
                 batch = plan.completions if process in ("grpo", "rloo") else plan.batch
                 known |= {"batch": batch, "group": GROUP, "new_tokens": plan.new_tokens, "max_length": plan.longest}
                 data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-            programs = commands(process, options, str(data), known)
-            for job, outcome in side_by_side(programs, jobs, plan.warm, plan.counted).items():
-                for own in {"ours", "ceiling"} & outcome.failed.keys():
-                    raise SystemExit(f"cpu.py: our own {job} failed ({own}): {outcome.failed[own]}")
-                entries[job] = summary(job, outcome.found, outcome.failed)
-                print(job, json.dumps(entries[job]), file=sys.stderr, flush=True)
-            answer |= entries
-            answer["ceiling"]["our_share"] = {name: entry["share_of_ceiling"] for name, entry in entries.items()}
-            answer["minutes"] = (time.monotonic() - began) / 60
-            write_atomic(options.out, json.dumps(answer, indent=2) + "\n")  # what is measured stays, whatever comes
+            outcomes: dict[str, list[Outcome]] = {job: [] for job in jobs}
+            for programs in groups(process, options, str(data), known):
+                for job, outcome in side_by_side(programs, jobs, plan.warm, plan.counted):
+                    for own in OWN & outcome.failed.keys():
+                        raise SystemExit(f"cpu.py: our own {job} failed ({own}): {outcome.failed[own]}")
+                    outcomes[job].append(outcome)
+                    entries[job] = summary(job, outcomes[job])
+                    print(job, json.dumps(entries[job]), file=sys.stderr, flush=True)
+                    answer |= entries
+                    shares = {name: entry["share_of_ceiling"] for name, entry in entries.items()}
+                    answer["ceiling"]["our_share"] = shares
+                    answer["minutes"] = (time.monotonic() - began) / 60
+                    write_atomic(options.out, json.dumps(answer, indent=2) + "\n")  # what is measured stays
     print(json.dumps(answer, indent=None if options.json else 2))
     return int(any(entry["not_measured"] for entry in entries.values()))
 

@@ -112,10 +112,9 @@ def started(python: str, script: str, *words: str) -> Iterator[Job]:
 
 def side_by_side(
     commands: Mapping[str, Sequence[str]], asked: Sequence[str], warm: int, counted: int
-) -> dict[str, Outcome]:
+) -> Iterator[tuple[str, Outcome]]:
     """Start all jobs, and of each thing asked for take their steps in turn."""
     failed: dict[str, str] = {}
-    found: dict[str, Outcome] = {}
     with ExitStack() as stack:
         jobs: dict[str, Job] = {}
         for name, command in commands.items():
@@ -131,8 +130,7 @@ def side_by_side(
                     with noting(failed, name):
                         steps[name].append(jobs[name].step(word))
             done = {name: measured(each[warm:]) for name, each in steps.items() if name not in failed}
-            found[word] = Outcome(done, dict(failed))
-    return found
+            yield word, Outcome(done, dict(failed))
 
 
 @contextmanager

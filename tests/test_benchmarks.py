@@ -198,16 +198,34 @@ def test_a_jobs_summary() -> None:
         "trl_best": made(rate=0.4, gflops=None, peak_mb=4000.0),
         "trl_bf16": made(rate=0.5, gflops=None, peak_mb=2000.0),
     }
-    answer = cpu.summary("dpo", found, {})
+    answer = cpu.summary("dpo", [side_by_side.Outcome(found, {})])
     assert (answer["ours"], answer["trl_best"], answer["trl_bf16"], answer["unit"]) == (2.0, 0.4, 0.5, "pairs/s")
     assert (answer["ratio_vs_best_peer"], answer["share_of_ceiling"]) == (5.0, 0.75)
     assert answer["not_measured"] == {} and answer["peers_peak_mb"]["trl_best"] == 4000.0
     alone = {"ours": made(rate=9.0, gflops=None, peak_mb=9.0, decode_rate=12.0), "ceiling": made(12.0, None, 50.0)}
-    answer = cpu.summary("decode_one", alone, {"vllm_cpu": "Illegal instruction"})
+    answer = cpu.summary("decode_one", [side_by_side.Outcome(alone, {"vllm_cpu": "Illegal instruction"})])
     assert (answer["vllm_cpu"], answer["ratio_vs_best_peer"], answer["unit"]) == (None, None, "tokens/s")
     assert (answer["share_of_ceiling"], answer["decode_only"]) == (0.75, {"ours": 12.0})
     assert answer["not_measured"]["vllm_cpu"] == "Illegal instruction"
     assert answer["not_measured"].keys() == {"generate", "vllm_cpu", "llama_cpp"}
+
+
+def test_a_summary_of_peers_that_took_turns_with_ours_one_by_one() -> None:
+    """Each peer is compared with what ours did beside it; ours itself is the median."""
+    made, top = side_by_side.Measured, side_by_side.Measured(0.0, 400.0, 50.0)
+    turns = {"trl_default": (2.0, 0.4), "trl_best": (3.0, 0.5), "trl_bf16": (2.5, 0.7)}
+    groups = [
+        side_by_side.Outcome(
+            {"ceiling": top, "ours": made(ours, 100 * ours, 900 + ours), name: made(peer, None, 3000.0)}, {}
+        )
+        for name, (ours, peer) in turns.items()
+    ]
+    answer = cpu.summary("dpo", groups)
+    assert (answer["ours"], answer["share_of_ceiling"], answer["peak_mb"]) == (2.5, 0.625, 903.0)
+    assert (answer["trl_default"], answer["trl_best"], answer["trl_bf16"]) == (0.4, 0.5, 0.7)
+    assert answer["ratio_vs_best_peer"] == 6.0 and answer["not_measured"] == {}
+    first = cpu.summary("dpo", groups[:1])
+    assert first["trl_best"] is None and first["ratio_vs_best_peer"] == 5.0 and "trl_best" in first["not_measured"]
 
 
 def test_medians_of_steps() -> None:
@@ -286,12 +304,11 @@ def whole_results() -> dict[str, Any]:
     top = made(rate=400.0, gflops=400.0, peak_mb=50.0)
     peers = {name: made(rate=1.0, gflops=None, peak_mb=3000.0, decode_rate=1.5) for name in table.NAMES}
     jobs = {
-        job: cpu.summary(job, {"ours": ours, "ceiling": top} | {n: peers[n] for n in names}, {})
+        job: cpu.summary(job, [side_by_side.Outcome({"ours": ours, "ceiling": top} | {n: peers[n] for n in names}, {})])
         for job, names in cpu.PEERS.items()
     }
-    jobs["decode_one"] = cpu.summary(
-        "decode_one", {"ours": ours, "ceiling": replace(top, rate=8.0)}, {"vllm_cpu": "Illegal | instruction"}
-    )
+    alone = {"ours": ours, "ceiling": replace(top, rate=8.0)}
+    jobs["decode_one"] = cpu.summary("decode_one", [side_by_side.Outcome(alone, {"vllm_cpu": "Illegal | instruction"})])
     rates = {"fp32_gflops": 170.0, "bf16_gflops": 700.0, "copy_gb": 20.0}
     packed = {"packed_ms": {"1": 30.0}, "packed_gflops": {"1": 9.0}}
     point = {"tokens": 1.0, "seconds": 2.0, "peak_mb": 9.0, "state_mb": 3.0, "other_mb": 4.0}
@@ -371,7 +388,7 @@ def test_a_job_takes_a_step_when_it_is_asked_to(job: str, tmp_path: Path) -> Non
     missing = (str(tmp_path / "python"), "trl_job.py", *words)
     programs = {"ours": (sys.executable, "our_job.py", *words), "trl_best": missing}
     asked = list(SHAPES) if job == "decode" else [job]
-    outcomes = side_by_side.side_by_side(programs, asked, warm=1, counted=1)
+    outcomes = dict(side_by_side.side_by_side(programs, asked, warm=1, counted=1))
     assert list(outcomes) == asked
     outcome = outcomes[asked[-1]]
     found, failed = outcome.found["ours"], outcome.failed
@@ -383,7 +400,7 @@ def test_a_job_takes_a_step_when_it_is_asked_to(job: str, tmp_path: Path) -> Non
 
 def test_a_peer_that_ends_early_says_why(tmp_path: Path) -> None:
     silent, loud = (sys.executable, "protocol.py"), (sys.executable, str(tmp_path / "none.py"))
-    outcome = side_by_side.side_by_side({"silent": silent, "loud": loud}, ["sft"], warm=1, counted=1)["sft"]
+    ((_, outcome),) = side_by_side.side_by_side({"silent": silent, "loud": loud}, ["sft"], warm=1, counted=1)
     found, failed = outcome.found, outcome.failed
     assert found == {} and failed["silent"] == "it ended with 0 and said nothing"
     assert "No such file" in failed["loud"]
@@ -395,5 +412,5 @@ def test_generate_takes_a_step(tmp_path: Path) -> None:
     data.write_text(json.dumps(SHAPES))
     options = {"dtype": "fp32", "threads": 1, "new_tokens": 4}
     program = (sys.executable, "generate_job.py", "decode", str(model), str(data), json.dumps(options))
-    outcomes = side_by_side.side_by_side({"generate": program}, list(SHAPES), warm=1, counted=1)
+    outcomes = dict(side_by_side.side_by_side({"generate": program}, list(SHAPES), warm=1, counted=1))
     assert all(outcome.failed == {} and outcome.found["generate"].rate > 0 for outcome in outcomes.values())

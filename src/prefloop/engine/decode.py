@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +14,9 @@ from prefloop.engine.cache import Rotation
 from prefloop.models.lora import merged_weight
 from prefloop.ops.attention import Traits
 from prefloop.ops.kernels import rms_norm
+from prefloop.ops.products import Panels, Then, suits
 
 SHAPES = ("LlamaForCausalLM",)
-Then = Literal["none", "swish", "mul", "add"]
 ROWS = 64  # rows of a typical step, for which oneDNN lays packed weights out
 
 
@@ -122,7 +122,9 @@ class Product:
 
     def _lay_out(self, weight: Tensor, bias: Tensor | None) -> None:
         self.bias, self.packed = bias, weight.device.type == "cpu" and _onednn_packs(weight.dtype)
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS) if self.packed else weight
+        self.panels = Panels(weight, bias) if self.packed and suits(weight) else None
+        if self.panels is None:
+            self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS) if self.packed else weight
 
     def take(self, other: Product) -> None:
         """Another's values in this one's memory, which captured graphs read."""
@@ -132,6 +134,8 @@ class Product:
 
     def __call__(self, x: Tensor, then: Then = "none", other: Tensor | None = None) -> Tensor:
         made: Tensor
+        if self.panels is not None:
+            return self.panels(x, then, other)
         if not self.packed:
             return _followed(nn.functional.linear(x, self.weight, self.bias), then, other)
         if other is None:
