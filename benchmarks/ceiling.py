@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prefloop.ops.products import Panels, suits
+
 ROWS = (1, 8, 32, 64, 128)
 JOINED = (r"\.([qkv])_proj$", r"\.(gate|up)_proj$")  # read the same input: one product each
 LARGEST = {"cpu": 2048, "cuda": 8192}
@@ -71,13 +73,14 @@ class Linears:
         return 2e-9 * (tokens * sum(w.numel() for w in self.layers) + read * self.head.numel())
 
     def seconds(self, rows: int, device: str, budget: float) -> float:
-        """The fastest way through all of them with `rows` rows: as stored, or packed as oneDNN or MKL lay them out."""
+        """The fastest way through all of them with `rows` rows: as stored, or packed by oneDNN, MKL or us."""
         weights = [*self.layers, self.head]
         dtype = self.head.dtype
         inputs = {w.shape[1]: torch.randn(rows, w.shape[1], device=device).to(dtype) for w in weights}
         packs = [_stored]
         if device == "cpu":
             packs += [_onednn, _mkl] if dtype == torch.float32 else [_onednn] if _bf16_packs() else []
+            packs += [_panels] if all(suits(w) for w in weights) else []
         ways = ([pack(w, inputs[w.shape[1]]) for w in weights] for pack in packs)
         return min(seconds_of(self._whole(way, device), device, budget) for way in ways)
 
@@ -109,6 +112,10 @@ def _stored(weight: Tensor, x: Tensor) -> Callable[[], Tensor]:
 def _onednn(weight: Tensor, x: Tensor) -> Callable[[], Tensor]:
     packed = torch.ops.mkldnn._reorder_linear_weight(weight, len(x))
     return lambda: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
+
+
+def _panels(weight: Tensor, x: Tensor) -> Callable[[], Tensor]:
+    return partial(Panels(weight), x)
 
 
 def _bf16_packs() -> bool:

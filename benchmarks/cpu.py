@@ -140,12 +140,13 @@ def groups(
 
 def summary(job: str, outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """A job's entry, of all groups that took turns: our rate (their median), the peers' (null where not measured;
-    `not_measured` says why), the ratio to the best, beside it, the ceiling (GFLOP/s of training's products, tokens/s of
-    decoding) and our share of it, peak memory of each in MB, and the rates of decoding alone, without the prefill."""
+    `not_measured` says why), ours beside each over it, the least of these once all were measured, the ceiling (GFLOP/s
+    of training's products, tokens/s of decoding) and our share of it, peak memory of each in MB, and the rates of
+    decoding alone, without the prefill."""
     decoding = job in DECODE
     beside = {name: (each, o.found["ours"]) for o in outcomes for name, each in o.found.items() if name not in OWN}
     rates = {name: each.rate for name, (each, _) in beside.items()}
-    best = max((name for name in PEERS[job] if name in rates), key=lambda name: rates[name], default=None)
+    ratios = {name: own.rate / each.rate for name, (each, own) in beside.items() if name in PEERS[job]}
     failed = {name: why for outcome in outcomes for name, why in outcome.failed.items()}
     unnamed = dict.fromkeys(PEERS[job] - rates.keys() - failed.keys(), "not run, or no Python that has it was named")
     ours, tops = ([o.found[name] for o in outcomes] for name in ("ours", "ceiling"))
@@ -156,7 +157,8 @@ def summary(job: str, outcomes: Sequence[Outcome]) -> dict[str, Any]:
         **{name: rates.get(name) for name in PEERS[job]},
         **{name: rates[name] for name in APART if name in rates},
         "unit": UNITS[job],
-        "ratio_vs_best_peer": None if best is None else beside[best][1].rate / rates[best],
+        "ratios": ratios,
+        "ratio_vs_best_peer": min(ratios.values()) if ratios and len(ratios) == len(PEERS[job]) else None,
         "share_of_ceiling": statistics.median(shares) if shares else None,
         "ceiling": statistics.median(top for _, top in reached if top is not None),
         "peak_mb": max(each.peak_mb for each in ours),

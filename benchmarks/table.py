@@ -62,7 +62,8 @@ def bars(results: Results) -> list[Bar]:
         return found
 
     def over(job: str, peer: str) -> float | None:
-        return _ratio(get("cpu", job, "ours"), get("cpu", job, peer))
+        found: float | None = get("cpu", job, "ratios", peer)
+        return found
 
     peaks = (get("cpu", "dpo", "peak_mb"), get("cpu", "dpo", "peers_peak_mb", "trl_best"))
     memory = get("growth", "curves", "vocabulary", "other_mb")
@@ -278,7 +279,7 @@ in environments of their own, which `make bench` makes. Useful operations only: 
 share. Files: `results/*.json`; this page and its plots: `python benchmarks/table.py`.
 
 - **sft, reward, dpo**: a step of 8 examples of up to 512 tokens, forward, backward and update; dpo with the reference
-  pass. **grpo, rloo**: 4 prompts x 8 completions of up to 64 new tokens, sampled, scored and trained on. Quick runs
+  pass. **grpo, rloo**: 2 prompts x 8 completions of up to 64 new tokens, sampled, scored and trained on. Quick runs
   take less (see `plan` in the file).
 - **forest**: forward and backward of one forest of comparisons, 4,096 tokens at most.
 - **decode_distinct, decode_grouped, decode_one**: 48 new tokens for 32 prompts, for 8 answers to each of 4 prompts, and
@@ -286,7 +287,7 @@ share. Files: `results/*.json`; this page and its plots: `python benchmarks/tabl
 - TRL: defaults, and without gradient checkpointing ("best"); both keep fp32 weights. Pure bf16 weights and llama.cpp's
   4-bit file are shown for what they are, and not compared.
 - The ceiling of training is the best square product; that of decoding, the prefill at that rate and every further token
-  at the rate of packed products of all linear layers.
+  at the rate of packed products of all linear layers, whoever packs them best: oneDNN, MKL or we.
 """
 
 
@@ -297,7 +298,7 @@ def ratios(found: Results) -> Figure:
     jobs = [job for job in (*TRAINING, *DECODE) if job in found]
     peers = [n for n in NAMES if n not in APART and any(found[job].get(n) for job in jobs)]
     for index, peer in enumerate(peers):
-        places = [(i, found[job]["ours"] / found[job][peer]) for i, job in enumerate(jobs) if found[job].get(peer)]
+        places = [(i, found[job]["ratios"][peer]) for i, job in enumerate(jobs) if found[job].get(peer)]
         at = [i + _offset(peer, [p for p in peers if found[jobs[i]].get(p)]) for i, _ in places]
         drawn = axes.bar(
             at, [ratio for _, ratio in places], 0.22, label=NAMES[peer], color=COLOURS[index % len(COLOURS)]

@@ -223,9 +223,11 @@ def test_a_summary_of_peers_that_took_turns_with_ours_one_by_one() -> None:
     answer = cpu.summary("dpo", groups)
     assert (answer["ours"], answer["share_of_ceiling"], answer["peak_mb"]) == (2.5, 0.625, 903.0)
     assert (answer["trl_default"], answer["trl_best"], answer["trl_bf16"]) == (0.4, 0.5, 0.7)
-    assert answer["ratio_vs_best_peer"] == 6.0 and answer["not_measured"] == {}
+    assert answer["ratios"] == {"trl_default": 5.0, "trl_best": 6.0}
+    assert answer["ratio_vs_best_peer"] == 5.0 and answer["not_measured"] == {}
     first = cpu.summary("dpo", groups[:1])
-    assert first["trl_best"] is None and first["ratio_vs_best_peer"] == 5.0 and "trl_best" in first["not_measured"]
+    assert first["ratios"] == {"trl_default": 5.0} and first["ratio_vs_best_peer"] is None
+    assert first["trl_best"] is None and "trl_best" in first["not_measured"]
 
 
 def test_medians_of_steps() -> None:

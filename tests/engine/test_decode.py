@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from prefloop.engine.cache import Cache, Step
 from prefloop.engine.decode import Decoder, Int8Product, Product
 from prefloop.engine.generate import LocalSampler
 from prefloop.engine.verbs import Request, Weights
@@ -110,6 +111,29 @@ def test_in_bf16_it_stays_within_rounding() -> None:
     plain, quick = written(sampler(model, fast=False)), written(sampler(model, fast=True))
     firsts = [(quick[n].segments[0].logprobs[0], c.segments[0].logprobs[0]) for n, c in plain.items()]
     assert np.mean([abs(a - b) for a, b in firsts]) < 0.05
+
+
+def test_steps_in_bf16_err_no_more_than_transformers_own() -> None:
+    """Twelve given tokens in each of five rows, a step each; errors against fp32 of the same weights."""
+    rounded = tiny_model(3).bfloat16()
+    tokens = torch.randint(60, 200, (12, 5), generator=torch.Generator().manual_seed(0))
+
+    def read(made: LocalSampler) -> torch.Tensor:
+        cache, found = Cache(made._empty(), 2**24), []
+        cache.rows.lengths = [0] * tokens.shape[1]
+        for length, given in enumerate(tokens):
+            cache.reserve(len(given), length + 1, 0, 0)
+            layout = Step(cache, None)
+            with torch.no_grad():
+                found.append(made._logits(made._states(given, layout.positions, layout)).float())
+            cache.rows.lengths = [length + 1] * len(given)
+        return torch.stack(found)
+
+    exact = read(sampler(copy.deepcopy(rounded).float(), fast=False))
+    plain, quick = (read(sampler(rounded, fast=fast)) for fast in (False, True))
+    for step in range(len(tokens)):
+        allowed = 1.5 * (plain[step] - exact[step]).norm()
+        assert 0 < (quick[step] - exact[step]).norm() <= allowed < 0.1 * exact[step].norm()
 
 
 def test_in_int8_it_is_near_and_serves_every_update() -> None:

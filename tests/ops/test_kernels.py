@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from prefloop.engine.generate import draw
 from prefloop.ops import kernels
 from prefloop.ops.attention import Traits, attend
 from prefloop.ops.kernels import Attention, rms_norm
+from prefloop.types import PrefloopError
 
 H, HK, D, PROMPTS, LENGTH, SLOTS, PLACES = 6, 2, 16, 3, 24, 7, 40
 ERROR = {torch.float32: 1e-6, torch.bfloat16: 4e-3}  # bf16 is rounded once, at the end
@@ -70,18 +72,31 @@ def test_threads_share_rows_out(threads: int) -> None:
     rows = 50
     at, none = torch.arange(rows) % PLACES, torch.zeros(rows, dtype=torch.long)
     heads, own, given = random(rows, H + 2 * HK, D), random(2, rows, HK, PLACES, D), random(2, 1, HK, 0, D)
-    before = torch.get_num_threads()
+    logits, uniforms = random(rows, 100), torch.linspace(0, 0.99, rows, dtype=torch.double)
+    before, kept = torch.get_num_threads(), own.clone()
     try:
         torch.set_num_threads(threads)
-        found = Attention(at, none, none)(heads, own.clone(), given, Traits(0.25))
-        tokens, _ = kernels.draw(random(rows, 100), torch.ones(rows), torch.rand(rows, dtype=torch.double), None, 50)
+        found = Attention(at, none, none)(heads, kept, given, Traits(0.25))
+        drawn = kernels.draw(logits, torch.ones(rows), uniforms, None, 50)
     finally:
         torch.set_num_threads(before)
+    expected = [own[:, i : i + 1].clone() for i in range(rows)]
     alone = [
-        Attention(at[i : i + 1], none[:1], none[:1])(heads[i : i + 1], own[:, i : i + 1].clone(), given, Traits(0.25))
+        Attention(at[i : i + 1], none[:1], none[:1])(heads[i : i + 1], expected[i], given, Traits(0.25))
         for i in range(rows)
     ]
-    assert torch.equal(found, torch.cat(alone)) and int(tokens.max()) < 100
+    assert torch.equal(found, torch.cat(alone)) and torch.equal(kept.transpose(0, 1), torch.stack(expected)[:, :, 0])
+    wanted = (logits.double().softmax(-1).cumsum(-1) <= uniforms[:, None]).sum(-1)
+    assert torch.equal(drawn[0], wanted)
+    picked = logits.log_softmax(-1).gather(1, wanted[:, None])[:, 0]
+    torch.testing.assert_close(drawn[1], picked, atol=1e-5, rtol=0)
+
+
+def test_logits_that_are_not_numbers_are_refused() -> None:
+    logits = random(3, 100)
+    logits[1, 7] = torch.nan
+    with pytest.raises(PrefloopError, match="logits are not numbers"):
+        draw(logits, torch.ones(3), torch.full((3,), 0.5, dtype=torch.double))
 
 
 @pytest.mark.skipif(
@@ -89,7 +104,7 @@ def test_threads_share_rows_out(threads: int) -> None:
     reason="torch brings no libgomp",
 )
 def test_threads_are_torchs_own() -> None:
-    assert kernels._threads() is not None
+    assert kernels.omp_threads() is not None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

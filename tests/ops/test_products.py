@@ -66,6 +66,22 @@ def test_swish_at_its_ends() -> None:
 
 
 @here
+def test_what_does_not_fit_is_refused() -> None:
+    panels, x, wide = Panels(random(32, 6)), random(4, 6), random(4, 32)
+    for call in (
+        lambda: panels(x.float()),
+        lambda: panels(x[:, :4]),
+        lambda: panels(x, "mul"),
+        lambda: panels(x, "none", wide),
+        lambda: panels(x, "add", wide[:3]),
+        lambda: panels(x, "add", wide.float()),
+    ):
+        with pytest.raises(AssertionError):
+            call()
+    assert panels(x[:0]).shape == (0, 32)
+
+
+@here
 def test_rows_that_are_not_contiguous() -> None:
     x, weight, other = random(64, 9).T, random(32, 64, seed=1), random(32, 9, seed=2).T
     assert torch.equal(Panels(weight)(x, "add", other), Panels(weight)(x.contiguous(), "add", other.contiguous()))
@@ -84,21 +100,25 @@ def test_one_thread_or_two_make_the_same() -> None:
 
 
 def test_who_they_suit(monkeypatch: pytest.MonkeyPatch) -> None:
-    features = {"avx512bf16": True, "amx-bf16": False}
-    monkeypatch.setattr(products.binding, "get_host_cpu_features", lambda: features)
+    monkeypatch.setattr(products, "omp_threads", lambda: print)
     weight, answers = torch.zeros(64, 6).bfloat16(), []
     try:
-        for change in ({}, {"amx-bf16": True}, {"avx512bf16": False}):
-            features |= {"avx512bf16": True, "amx-bf16": False} | change
-            products._pairs_bf16.cache_clear()
+        for features in ("+avx2,+avx512bf16,-amx-bf16", "+avx512bf16,+amx-bf16", "+avx512f,-avx512bf16", ""):
+            monkeypatch.setattr(products.config, "CPU_FEATURES", features)
+            products._here.cache_clear()
             answers.append((suits(weight), suits(weight.float()), suits(weight[:48]), suits(weight[:, :5])))
+        monkeypatch.setattr(products, "omp_threads", lambda: None)
+        monkeypatch.setattr(products.config, "CPU_FEATURES", "+avx512bf16")
+        products._here.cache_clear()
+        answers.append((suits(weight),) * 4)
     finally:
-        products._pairs_bf16.cache_clear()
-    assert answers == [(True, False, False, False), (False,) * 4, (False,) * 4]
+        products._here.cache_clear()
+    assert answers == [(True, False, False, False)] + [(False,) * 4] * 4
 
 
 @here
 def test_a_decoder_uses_them_where_they_fit() -> None:
     decoder = Decoder(tiny_model().bfloat16())
-    fits = {product.panels is not None for layer in decoder.layers for product in layer}
-    assert True in fits
+    products = [product for layer in decoder.layers for product in layer]
+    assert [p.panels is not None for p in products] == [True] * len(products)
+    assert all(p.panels is None for layer in Decoder(tiny_model()).layers for p in layer)

@@ -383,9 +383,13 @@ def draw(logits: Tensor, temperatures: Tensor, uniforms: Tensor, softcap: float 
 
     logits [N, V], temperatures [N], uniforms [N] in [0, 1) -> tokens [N], log-probs [N] fp32. `softcap` c makes them
     c tanh(logits / c) before. The distribution is summed by blocks and inverted twice: over blocks, then within one.
+    Raises PrefloopError on a CPU for logits that are not numbers.
     """
     if logits.device.type == "cpu":
-        return kernels.draw(logits, temperatures, uniforms, softcap, _block(logits.shape[1]))
+        drawn = kernels.draw(logits, temperatures, uniforms, softcap, _block(logits.shape[1]))
+        if len(logits) and int(drawn[0].min()) < 0:
+            raise PrefloopError("The model's logits are not numbers, so nothing can be drawn: its weights diverged.")
+        return drawn
     return _drawn(logits, temperatures, uniforms, softcap)
 
 

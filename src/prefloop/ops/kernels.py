@@ -82,7 +82,7 @@ def _exp(x: Any, count: int, scratch: Any, bits: Any) -> None:
 
 
 @intrinsic
-def _ticket(_: Any, numbers: Any) -> Any:
+def ticket(_: Any, numbers: Any) -> Any:
     """The first of the numbers, which goes up by one: no two threads get the same."""
 
     def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
@@ -131,6 +131,7 @@ def _rms_norm_fp32(rows: int, width: int, x: int, weight: int, out: int, eps: fl
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """weight x / sqrt(mean(x^2) + eps) of rows [N, D], with the weight in fp32 (Zhang and Sennrich 2019)."""
+    assert weight.dtype == torch.float32 and weight.shape == x.shape[1:] and weight.is_contiguous()
     x = x.contiguous()
     out = torch.empty_like(x)
     run = _compiled({torch.bfloat16: _rms_norm_bf16, torch.float32: _rms_norm_fp32}[x.dtype], _OF_ROWS)
@@ -148,17 +149,18 @@ def _compiled(function: Callable[..., None], signature: Any) -> Any:
     make = partial(cfunc, signature, fastmath=FAST, error_model="numpy")
     try:
         return make(cache=True)(function)
-    except RuntimeError:  # no folder for it that can be written
+    except (RuntimeError, OSError):  # no folder for it that can be written, or no room
         return make()(function)
 
 
-def _shared_out(function: Callable[..., None], numbers: Any, rows: int) -> None:
-    """Call a function of numbers on as many threads as torch computes with; the first number is their ticket."""
-    kernel, threads = _compiled(function, _OF_NUMBERS), _threads()
+def shared_out(function: Callable[..., None], numbers: Any, rows: int) -> None:
+    """Call a function of numbers on as many threads as torch computes with, never fewer: libgomp would end the others.
+    The first number is their ticket."""
+    kernel, threads = _compiled(function, _OF_NUMBERS), omp_threads()
     if threads is None or rows == 1:
         kernel.ctypes(numbers.ctypes.data_as(ctypes.POINTER(ctypes.c_int64)))
     else:
-        threads(kernel.address, numbers.ctypes.data, min(torch.get_num_threads(), rows), 0)
+        threads(kernel.address, numbers.ctypes.data, torch.get_num_threads(), 0)
 
 
 @njit(fastmath=FAST, inline="always")
@@ -166,16 +168,16 @@ def _draw(numbers: Any, kind: Any) -> None:
     """See `draw`: rows until none is left."""
     p = carray(numbers, (9,))
     rows, size, width = p[1], p[2], p[3]
+    row = ticket(numbers)
+    if row >= rows:
+        return
     logits = carray(_pointer(p[4], kind), (rows, size))
     reals = carray(_pointer(p[5], np.float64), (3, rows))  # temperatures, uniforms, softcaps
     tokens, logprobs = carray(_pointer(p[6], np.int64), (rows,)), carray(_pointer(p[7], np.float32), (rows,))
     x, scratch = np.empty(size, np.float32), np.empty(size, np.float32)
     bits, powers = x.view(np.uint32), scratch.view(np.int32)
     sums = np.empty(size // width, np.float64)
-    while True:
-        row = _ticket(numbers)
-        if row >= rows:
-            break
+    while row < rows:
         _widen(logits[row], x, bits)
         temperature, softcap = np.float32(reals[0, row]), np.float32(reals[2, row])
         if softcap:
@@ -207,8 +209,9 @@ def _draw(numbers: Any, kind: Any) -> None:
                     token = i
                     break
         token = token if token >= 0 else last  # rounding never leads to a place that adds nothing
-        tokens[row] = token
+        tokens[row] = token if total > 0 else -1
         logprobs[row] = np.log(x[token] / np.float32(total))
+        row = ticket(numbers)
 
 
 def _draw_bf16(numbers: Any) -> None:
@@ -222,13 +225,14 @@ def _draw_fp32(numbers: Any) -> None:
 def draw(
     logits: Tensor, temperatures: Tensor, uniforms: Tensor, softcap: float | None, width: int
 ) -> tuple[Tensor, Tensor]:
-    """See engine.generate.draw; the distribution is summed by blocks of `width`, which divides V."""
+    """See engine.generate.draw; the distribution is summed by blocks of `width`, which divides V. Token -1 where a
+    row's numbers have no sum."""
     logits = logits.contiguous()
     reals = torch.stack([temperatures.double(), uniforms.double(), torch.full_like(uniforms, softcap or 0).double()])
     tokens, logprobs = torch.empty(len(logits), dtype=torch.int64), torch.empty(len(logits))
     addresses = [x.data_ptr() for x in (logits, reals, tokens, logprobs)]
     numbers = np.array([0, *logits.shape, width, *addresses, 0], np.int64)
-    _shared_out({torch.bfloat16: _draw_bf16, torch.float32: _draw_fp32}[logits.dtype], numbers, len(logits))
+    shared_out({torch.bfloat16: _draw_bf16, torch.float32: _draw_fp32}[logits.dtype], numbers, len(logits))
     return tokens, logprobs
 
 
@@ -241,6 +245,9 @@ def draw(
 def _attend(numbers: Any, kind: Any) -> None:
     """See `Attention`: rows until none is left."""
     p = carray(numbers, (24,))
+    row = ticket(numbers)
+    if row >= p[ROWS]:
+        return
     rows, heads, key_heads, width, slots, places = p[ROWS], p[HEADS], p[KEY_HEADS], p[WIDTH], p[SLOTS], p[PLACES]
     prompts, length, window, turns = p[PROMPTS], p[LENGTH], p[WINDOW], p[TURNS]
     asked = carray(_pointer(p[A_HEADS], kind), (rows, heads + 2 * key_heads, width))
@@ -265,10 +272,7 @@ def _attend(numbers: Any, kind: Any) -> None:
     powers, bits = scratch.view(np.int32), buffer.view(np.uint32)
     four = np.empty((FOUR, width), np.float32)
     four_bits = four.view(np.uint32)
-    while True:
-        row = _ticket(numbers)
-        if row >= rows:
-            break
+    while row < rows:
         shared = prefix[row]
         total = shared + at[row] + 1
         first = max(0, total - window) if window else 0
@@ -334,6 +338,7 @@ def _attend(numbers: Any, kind: Any) -> None:
                         )
             for g in range(group):
                 _narrow(mixed[g], out[row, head * group + g], mixed_bits[g])
+        row = ticket(numbers)
 
 
 def _attend_bf16(numbers: Any) -> None:
@@ -345,10 +350,10 @@ def _attend_fp32(numbers: Any) -> None:
 
 
 @cache
-def _threads() -> Callable[..., None] | None:
+def omp_threads() -> Callable[..., None] | None:
     """GOMP_parallel(function, argument, threads, flags) of the OpenMP library that torch brings: another's threads
     would fight its own for the cores. None where it brings none that we know."""
-    for path in sorted((Path(torch.__file__).parent / "lib").glob("lib*omp[.5]*")):
+    for path in sorted((Path(torch.__file__).parent / "lib").glob("lib*omp[.5-]*")):
         if hasattr(library := ctypes.CDLL(str(path)), "GOMP_parallel"):
             library.GOMP_parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
             library.GOMP_parallel.restype = None
@@ -380,6 +385,7 @@ class Attention:
         """
         _, slots, key_heads, places, width = own.shape
         query_heads = heads.shape[1] - 2 * key_heads
+        assert own.dtype == given.dtype == heads.dtype and own.is_contiguous() and given.is_contiguous()
         heads, out = heads.contiguous(), heads.new_empty(len(heads), query_heads * width)
         numbers = self.numbers
         numbers[:TURNS] = (
@@ -398,5 +404,5 @@ class Attention:
         numbers[[SINKS, A_SINKS]] = (0, 0) if sinks is None else (1, sinks.data_ptr())
         numbers[[A_HEADS, A_OWN, A_GIVEN, A_OUT]] = [x.data_ptr() for x in (heads, own, given, out)]
         numbers[SCALING:].view(np.float64)[:] = traits.scaling, traits.softcap or 0.0
-        _shared_out({torch.bfloat16: _attend_bf16, torch.float32: _attend_fp32}[heads.dtype], numbers, len(heads))
+        shared_out({torch.bfloat16: _attend_bf16, torch.float32: _attend_fp32}[heads.dtype], numbers, len(heads))
         return out

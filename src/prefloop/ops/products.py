@@ -9,13 +9,14 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba import carray, njit, types
-from numba.core import cgutils
+from numba.core import cgutils, config
+from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic
 from torch import Tensor
 
-from prefloop.ops.kernels import _shared_out, _ticket
+from prefloop.ops.kernels import omp_threads, shared_out, ticket
 
 Then = Literal["none", "swish", "mul", "add"]
 CODES: dict[Then, int] = {"none": 0, "swish": 1, "mul": 2, "add": 3}
@@ -28,13 +29,14 @@ MERGED = ("contract",)  # a product and a sum may be one instruction
 def suits(weight: Tensor) -> bool:
     """Whether `Panels` can hold a weight [out, in] on this CPU, and nothing faster is there: with AMX oneDNN is."""
     outputs, inputs = weight.shape
-    return weight.dtype == torch.bfloat16 and _pairs_bf16() and inputs % 2 == 0 and outputs % COLUMNS == 0
+    return weight.dtype == torch.bfloat16 and _here() and inputs % 2 == 0 and outputs % COLUMNS == 0
 
 
 @cache
-def _pairs_bf16() -> bool:
-    features = binding.get_host_cpu_features()
-    return bool(features.get("avx512bf16")) and not features.get("amx-bf16")
+def _here() -> bool:
+    asked = config.CPU_FEATURES  # what numba compiles for, where it was told
+    features = (get_host_cpu_features() if asked is None else asked).split(",")
+    return "+avx512bf16" in features and "+amx-bf16" not in features and omp_threads() is not None
 
 
 class _BFloat(ir.Type):  # type: ignore[misc]  # llvmlite has no types
@@ -85,7 +87,7 @@ class _Code:
         return self.builder.bitcast(self.builder.shuffle_vector(one, one, WORDS([0] * LANES)), PAIRS)
 
     def swish(self, x: Any) -> Any:
-        """x / (1 + exp(-x)), with exp as in kernels._exp."""
+        """x / (1 + exp(-x)), with exp as in kernels._exp; no nearer to 0 than x / 2^126."""
         b = self.builder
 
         def times_plus(x: Any, y: Any, z: float) -> Any:
@@ -162,7 +164,7 @@ def _multiply(numbers: Any) -> None:
     rows, inputs, width, then = p[ROWS], p[INPUTS], p[OUTPUTS], p[THEN]
     pairs = inputs // 2
     while True:
-        block, panel = divmod(_ticket(numbers), p[PANELS])
+        block, panel = divmod(ticket(numbers), p[PANELS])
         row, last = block * BLOCK, min(rows, (block + 1) * BLOCK)
         if row >= rows:
             break
@@ -197,21 +199,23 @@ class Panels:
     [out]. Only where `suits` holds."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
-        self.outputs, inputs = weight.shape
-        split = weight.reshape(self.outputs // COLUMNS, COLUMNS, inputs // 2, 2)
-        self.panels = split.transpose(1, 2).contiguous()
+        outputs, inputs = weight.shape
+        split = weight.reshape(outputs // COLUMNS, COLUMNS, inputs // 2, 2)
+        self.panels, self.shape = split.transpose(1, 2).contiguous(), (outputs, inputs)
         self.bias = None if bias is None else bias.float().contiguous()
-        self.numbers = np.zeros(11, np.int64)
-        self.numbers[[PANELS, INPUTS, OUTPUTS]] = len(split), inputs, self.outputs
-        self.numbers[[A_PANELS, A_BIAS]] = self.panels.data_ptr(), 0 if self.bias is None else self.bias.data_ptr()
 
     def __call__(self, x: Tensor, then: Then = "none", other: Tensor | None = None) -> Tensor:
         """x [N, in] -> [N, out], rounded once: after swish, or after `other` [N, out] was multiplied or added."""
-        x, out = x.contiguous(), x.new_empty(len(x), self.outputs)
-        other = None if other is None else other.contiguous()
-        numbers = self.numbers
-        numbers[TICKET], numbers[ROWS], numbers[THEN] = 0, len(x), CODES[then]
-        numbers[A_X], numbers[A_OUT] = x.data_ptr(), out.data_ptr()
-        numbers[A_OTHER] = 0 if other is None else other.data_ptr()
-        _shared_out(_multiplied, numbers, len(self.panels))
+        (outputs, inputs), rows = self.shape, len(x)
+        assert (
+            x.dtype == torch.bfloat16 and x.shape == (rows, inputs) and (other is None) == (then in ("none", "swish"))
+        )
+        x, out = x.contiguous(), x.new_empty(rows, outputs)
+        if other is not None:
+            assert other.dtype == torch.bfloat16 and other.shape == out.shape
+            other = other.contiguous()
+        bias, more = (0 if given is None else given.data_ptr() for given in (self.bias, other))
+        addresses = (x.data_ptr(), self.panels.data_ptr(), bias, more, out.data_ptr())
+        numbers = np.array((0, len(self.panels), rows, inputs, outputs, CODES[then], *addresses), np.int64)
+        shared_out(_multiplied, numbers, len(self.panels))
         return out
