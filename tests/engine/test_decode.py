@@ -113,25 +113,41 @@ def test_in_bf16_it_stays_within_rounding() -> None:
     assert np.mean([abs(a - b) for a, b in firsts]) < 0.05
 
 
-def test_steps_in_bf16_err_no_more_than_transformers_own() -> None:
-    """Twelve given tokens in each of five rows, a step each; errors against fp32 of the same weights."""
-    rounded = tiny_model(3).bfloat16()
+def read_in_steps(made: LocalSampler) -> torch.Tensor:
+    """Logits [12, 5, V] of twelve given tokens in each of five rows, a step each."""
     tokens = torch.randint(60, 200, (12, 5), generator=torch.Generator().manual_seed(0))
+    cache, found = Cache(made._empty(), 2**24), []
+    cache.rows.lengths = [0] * tokens.shape[1]
+    for length, given in enumerate(tokens):
+        cache.reserve(len(given), length + 1, 0, 0)
+        layout = Step(cache, None)
+        with torch.no_grad():
+            found.append(made._logits(made._states(given, layout.positions, layout)).float())
+        cache.rows.lengths = [length + 1] * len(given)
+    return torch.stack(found)
 
-    def read(made: LocalSampler) -> torch.Tensor:
-        cache, found = Cache(made._empty(), 2**24), []
-        cache.rows.lengths = [0] * tokens.shape[1]
-        for length, given in enumerate(tokens):
-            cache.reserve(len(given), length + 1, 0, 0)
-            layout = Step(cache, None)
-            with torch.no_grad():
-                found.append(made._logits(made._states(given, layout.positions, layout)).float())
-            cache.rows.lengths = [length + 1] * len(given)
-        return torch.stack(found)
 
-    exact = read(sampler(copy.deepcopy(rounded).float(), fast=False))
-    plain, quick = (read(sampler(rounded, fast=fast)) for fast in (False, True))
-    for step in range(len(tokens)):
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_kernels_of_a_step_make_the_same_together_as_one_by_one(threads: int) -> None:
+    made, before = sampler(tiny_model(3).bfloat16(), fast=True), torch.get_num_threads()
+    assert made.decoder is not None
+    if not made.decoder.panelled:
+        pytest.skip("this CPU multiplies no pairs of bf16, or has AMX")
+    try:
+        torch.set_num_threads(threads)
+        together = read_in_steps(made)
+        made.decoder.panelled = False
+        assert torch.equal(read_in_steps(made), together)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_steps_in_bf16_err_no_more_than_transformers_own() -> None:
+    """Errors against fp32 of the same weights."""
+    rounded = tiny_model(3).bfloat16()
+    exact = read_in_steps(sampler(copy.deepcopy(rounded).float(), fast=False))
+    plain, quick = (read_in_steps(sampler(rounded, fast=fast)) for fast in (False, True))
+    for step in range(len(exact)):
         allowed = 1.5 * (plain[step] - exact[step]).norm()
         assert 0 < (quick[step] - exact[step]).norm() <= allowed < 0.1 * exact[step].norm()
 

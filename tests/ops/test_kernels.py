@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from torch import Tensor
@@ -97,14 +95,6 @@ def test_logits_that_are_not_numbers_are_refused() -> None:
     logits[1, 7] = torch.nan
     with pytest.raises(PrefloopError, match="logits are not numbers"):
         draw(logits, torch.ones(3), torch.full((3,), 0.5, dtype=torch.double))
-
-
-@pytest.mark.skipif(
-    not [*(Path(torch.__file__).parent / "lib").glob("libgomp*")],
-    reason="torch brings no libgomp",
-)
-def test_threads_are_torchs_own() -> None:
-    assert kernels.omp_threads() is not None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

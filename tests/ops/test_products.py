@@ -100,14 +100,14 @@ def test_one_thread_or_two_make_the_same() -> None:
 
 
 def test_who_they_suit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "omp_threads", lambda: print)
+    monkeypatch.setattr(products, "omp", lambda name: print)
     weight, answers = torch.zeros(64, 6).bfloat16(), []
     try:
         for features in ("+avx2,+avx512bf16,-amx-bf16", "+avx512bf16,+amx-bf16", "+avx512f,-avx512bf16", ""):
             monkeypatch.setattr(products.config, "CPU_FEATURES", features)
             products._here.cache_clear()
             answers.append((suits(weight), suits(weight.float()), suits(weight[:48]), suits(weight[:, :5])))
-        monkeypatch.setattr(products, "omp_threads", lambda: None)
+        monkeypatch.setattr(products, "omp", lambda name: None)
         monkeypatch.setattr(products.config, "CPU_FEATURES", "+avx512bf16")
         products._here.cache_clear()
         answers.append((suits(weight),) * 4)

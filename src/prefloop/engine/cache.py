@@ -131,6 +131,7 @@ class Step:
     rows share of a prompt is kept once."""
 
     last: Tensor | None = None
+    compiled = True
 
     def __init__(self, cache: Cache, prompts: Sequence[int] | None) -> None:
         """prompts[n]: the shared prompt that row n goes on; None where rows keep all themselves."""
@@ -153,6 +154,8 @@ class Step:
 
 class Reading:
     """Prompts side by side in one forward of T tokens, kept in neighbouring slots of a store."""
+
+    compiled = False
 
     def __init__(self, store: Store, first: int, device: torch.device) -> None:
         """The store's slots from `first` on are the prompts, their lengths already set."""

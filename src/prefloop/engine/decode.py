@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -15,6 +16,7 @@ from prefloop.models.lora import merged_weight
 from prefloop.ops.attention import Traits
 from prefloop.ops.kernels import rms_norm
 from prefloop.ops.products import Panels, Then, suits
+from prefloop.ops.together import together
 
 SHAPES = ("LlamaForCausalLM",)
 ROWS = 64  # rows of a typical step, for which oneDNN lays packed weights out
@@ -25,6 +27,8 @@ class Rows(Protocol):
 
     last: Tensor | None
     """Which of the tokens are read, where not all are."""
+    compiled: bool
+    """Whether `mix` is one of the kernels that can run together."""
 
     def mix(self, layer: int, heads: Tensor, turn: Rotation | None, traits: Traits) -> Tensor:
         """Queries, keys and values [N, H + 2 Hk, D] of N tokens, yet to be turned: keep those of keys and values, and
@@ -65,6 +69,7 @@ class Decoder:
             *(n for x in self.trunk.layers for n in (x.input_layernorm, x.post_attention_layernorm)),
         ]
         self.scales = {norm: norm.weight.detach().float() for norm in norms}
+        self.panelled = all(getattr(p, "panels", None) is not None for layer in self.layers for p in layer)
         (self.head,) = self._current(self.model.get_output_embeddings(), lambda head: (self.product(head),))
 
     def _current(self, part: nn.Module, pack: Callable[[Any], tuple[Product, ...]]) -> tuple[Product, ...]:
@@ -93,9 +98,13 @@ class Decoder:
         """tokens and positions [N]; `rows` keeps keys and values and attends. Returns states [N, D] of rows.last."""
         states: Tensor = self.trunk.embed_tokens(tokens)
         turn = Rotation(*(part[0] for part in self.trunk.rotary_emb(states[None], positions[None])))
+        with together() if rows.compiled and self.panelled else nullcontext():
+            return self._through(states, turn, rows)
+
+    def _through(self, states: Tensor, turn: Rotation, rows: Rows) -> Tensor:
         for index, (layer, (qkv, out, gate, up, down)) in enumerate(zip(self.trunk.layers, self.layers, strict=True)):
             attention = layer.self_attn
-            heads = qkv(self._normed(states, layer.input_layernorm)).view(len(tokens), -1, attention.head_dim)
+            heads = qkv(self._normed(states, layer.input_layernorm)).view(len(states), -1, attention.head_dim)
             mixed = rows.mix(index, heads, turn, Traits(attention.scaling))
             if rows.last is not None and index == len(self.layers) - 1:
                 mixed, states = mixed[rows.last], states[rows.last]

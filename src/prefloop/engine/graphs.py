@@ -59,6 +59,7 @@ class StaticStep:
     of a decoder, like cache.Step, made of nothing from the host."""
 
     last: Tensor | None = None
+    compiled = False
 
     def __init__(self, store: Store, at: Tensor, length: int) -> None:
         self.at, self.length = at, length

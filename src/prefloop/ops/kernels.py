@@ -6,21 +6,17 @@ has none, and is computed in fp32.
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Callable
-from functools import cache, partial
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
-from numba import carray, cfunc, njit, types
-from numba.extending import intrinsic, overload
+from numba import carray, njit, types
+from numba.extending import overload
 from torch import Tensor
 
 from prefloop.ops.attention import Traits
+from prefloop.ops.threads import FAST, pointer, shared_out, ticket
 
-FAST = {"reassoc", "contract", "arcp", "nsz"}  # what floats may be taken for: numbers in any order, but infinities stay
 FOUR = 4  # keys and values that are read at a time
 
 
@@ -81,52 +77,35 @@ def _exp(x: Any, count: int, scratch: Any, bits: Any) -> None:
         x[i] *= scratch[i]
 
 
-@intrinsic
-def ticket(_: Any, numbers: Any) -> Any:
-    """The first of the numbers, which goes up by one: no two threads get the same."""
-
-    def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
-        one = arguments[0].type.pointee(1)
-        return builder.atomic_rmw("add", arguments[0], one, "monotonic")
-
-    return types.int64(types.CPointer(types.int64)), generate
-
-
-@intrinsic
-def _pointer(_: Any, address: Any, kind: Any) -> Any:
-    """An address as a pointer to numbers of a kind."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
-
-    return types.CPointer(kind.instance_type)(address, kind), generate
-
-
 @njit(fastmath=FAST, inline="always")
-def _rms_norm(numbers: Any, eps: float, kind: Any) -> None:
-    rows, count = numbers[0], numbers[1]
-    x = carray(_pointer(numbers[2], kind), (rows, count))
-    weight = carray(_pointer(numbers[3], np.float32), (count,))
-    out = carray(_pointer(numbers[4], kind), (rows, count))
-    wide = np.empty(count, np.float32)
+def norm_rows(numbers: Any, kind: Any) -> None:
+    """See `rms_norm`: rows until none is left."""
+    p = carray(numbers, (7,))
+    rows, width = p[1], p[2]
+    x, out = carray(pointer(p[4], kind), (rows, width)), carray(pointer(p[6], kind), (rows, width))
+    weight, eps = carray(pointer(p[5], np.float32), (width,)), np.float32(p[3:4].view(np.float64)[0])
+    wide = np.empty(width, np.float32)
     bits = wide.view(np.uint32)
-    for row in range(rows):
+    while True:
+        row = ticket(numbers)
+        if row >= rows:
+            break
         _widen(x[row], wide, bits)
         total = np.float32(0)
-        for i in range(count):
+        for i in range(width):
             total += wide[i] * wide[i]
-        scale = np.float32(1) / np.sqrt(total / np.float32(count) + np.float32(eps))
-        for i in range(count):
+        scale = np.float32(1) / np.sqrt(total / np.float32(width) + eps)
+        for i in range(width):
             wide[i] *= scale * weight[i]
         _narrow(wide, out[row], bits)
 
 
-def _rms_norm_bf16(rows: int, width: int, x: int, weight: int, out: int, eps: float) -> None:
-    _rms_norm((rows, width, x, weight, out), eps, np.uint16)
+def norm_bf16(numbers: Any) -> None:
+    norm_rows(numbers, np.uint16)
 
 
-def _rms_norm_fp32(rows: int, width: int, x: int, weight: int, out: int, eps: float) -> None:
-    _rms_norm((rows, width, x, weight, out), eps, np.float32)
+def norm_fp32(numbers: Any) -> None:
+    norm_rows(numbers, np.float32)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -134,33 +113,10 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     assert weight.dtype == torch.float32 and weight.shape == x.shape[1:] and weight.is_contiguous()
     x = x.contiguous()
     out = torch.empty_like(x)
-    run = _compiled({torch.bfloat16: _rms_norm_bf16, torch.float32: _rms_norm_fp32}[x.dtype], _OF_ROWS)
-    run.ctypes(*x.shape, x.data_ptr(), weight.data_ptr(), out.data_ptr(), eps)
+    numbers = np.array((0, *x.shape, 0, x.data_ptr(), weight.data_ptr(), out.data_ptr()), np.int64)
+    numbers[3:4].view(np.float64)[0] = eps
+    shared_out({torch.bfloat16: norm_bf16, torch.float32: norm_fp32}[x.dtype], numbers, len(x), (x, weight, out))
     return out
-
-
-_OF_ROWS = types.void(*[types.int64] * 5, types.float64)
-_OF_NUMBERS = types.void(types.CPointer(types.int64))
-
-
-@cache
-def _compiled(function: Callable[..., None], signature: Any) -> Any:
-    """As a C function, made once on this machine; where nothing can be kept, once a process."""
-    make = partial(cfunc, signature, fastmath=FAST, error_model="numpy")
-    try:
-        return make(cache=True)(function)
-    except (RuntimeError, OSError):  # no folder for it that can be written, or no room
-        return make()(function)
-
-
-def shared_out(function: Callable[..., None], numbers: Any, rows: int) -> None:
-    """Call a function of numbers on as many threads as torch computes with, never fewer: libgomp would end the others.
-    The first number is their ticket."""
-    kernel, threads = _compiled(function, _OF_NUMBERS), omp_threads()
-    if threads is None or rows == 1:
-        kernel.ctypes(numbers.ctypes.data_as(ctypes.POINTER(ctypes.c_int64)))
-    else:
-        threads(kernel.address, numbers.ctypes.data, torch.get_num_threads(), 0)
 
 
 @njit(fastmath=FAST, inline="always")
@@ -171,9 +127,9 @@ def _draw(numbers: Any, kind: Any) -> None:
     row = ticket(numbers)
     if row >= rows:
         return
-    logits = carray(_pointer(p[4], kind), (rows, size))
-    reals = carray(_pointer(p[5], np.float64), (3, rows))  # temperatures, uniforms, softcaps
-    tokens, logprobs = carray(_pointer(p[6], np.int64), (rows,)), carray(_pointer(p[7], np.float32), (rows,))
+    logits = carray(pointer(p[4], kind), (rows, size))
+    reals = carray(pointer(p[5], np.float64), (3, rows))  # temperatures, uniforms, softcaps
+    tokens, logprobs = carray(pointer(p[6], np.int64), (rows,)), carray(pointer(p[7], np.float32), (rows,))
     x, scratch = np.empty(size, np.float32), np.empty(size, np.float32)
     bits, powers = x.view(np.uint32), scratch.view(np.int32)
     sums = np.empty(size // width, np.float64)
@@ -242,7 +198,7 @@ def draw(
 
 
 @njit(fastmath=FAST, inline="always")
-def _attend(numbers: Any, kind: Any) -> None:
+def attend_rows(numbers: Any, kind: Any) -> None:
     """See `Attention`: rows until none is left."""
     p = carray(numbers, (24,))
     row = ticket(numbers)
@@ -250,15 +206,15 @@ def _attend(numbers: Any, kind: Any) -> None:
         return
     rows, heads, key_heads, width, slots, places = p[ROWS], p[HEADS], p[KEY_HEADS], p[WIDTH], p[SLOTS], p[PLACES]
     prompts, length, window, turns = p[PROMPTS], p[LENGTH], p[WINDOW], p[TURNS]
-    asked = carray(_pointer(p[A_HEADS], kind), (rows, heads + 2 * key_heads, width))
-    own = carray(_pointer(p[A_OWN], kind), (2, slots, key_heads, places, width))
-    given = carray(_pointer(p[A_GIVEN], kind), (2, prompts, key_heads, length, width))
-    out = carray(_pointer(p[A_OUT], kind), (rows, heads, width))
-    at, prompt = carray(_pointer(p[A_AT], np.int64), (rows,)), carray(_pointer(p[A_PROMPT], np.int64), (rows,))
-    prefix = carray(_pointer(p[A_PREFIX], np.int64), (rows,))
-    cos = carray(_pointer(p[A_COS], np.float32), (rows, width))
-    sin = carray(_pointer(p[A_SIN], np.float32), (rows, width))
-    sinks = carray(_pointer(p[A_SINKS], np.float32), (heads,))
+    asked = carray(pointer(p[A_HEADS], kind), (rows, heads + 2 * key_heads, width))
+    own = carray(pointer(p[A_OWN], kind), (2, slots, key_heads, places, width))
+    given = carray(pointer(p[A_GIVEN], kind), (2, prompts, key_heads, length, width))
+    out = carray(pointer(p[A_OUT], kind), (rows, heads, width))
+    at, prompt = carray(pointer(p[A_AT], np.int64), (rows,)), carray(pointer(p[A_PROMPT], np.int64), (rows,))
+    prefix = carray(pointer(p[A_PREFIX], np.int64), (rows,))
+    cos = carray(pointer(p[A_COS], np.float32), (rows, width))
+    sin = carray(pointer(p[A_SIN], np.float32), (rows, width))
+    sinks = carray(pointer(p[A_SINKS], np.float32), (heads,))
     reals = p[SCALING : SOFTCAP + 1].view(np.float64)
     scaling, softcap = np.float32(reals[0]), np.float32(reals[1])
     group, longest = heads // key_heads, places + length + FOUR
@@ -341,24 +297,12 @@ def _attend(numbers: Any, kind: Any) -> None:
         row = ticket(numbers)
 
 
-def _attend_bf16(numbers: Any) -> None:
-    _attend(numbers, np.uint16)
+def attend_bf16(numbers: Any) -> None:
+    attend_rows(numbers, np.uint16)
 
 
 def _attend_fp32(numbers: Any) -> None:
-    _attend(numbers, np.float32)
-
-
-@cache
-def omp_threads() -> Callable[..., None] | None:
-    """GOMP_parallel(function, argument, threads, flags) of the OpenMP library that torch brings: another's threads
-    would fight its own for the cores. None where it brings none that we know."""
-    for path in sorted((Path(torch.__file__).parent / "lib").glob("lib*omp[.5-]*")):
-        if hasattr(library := ctypes.CDLL(str(path)), "GOMP_parallel"):
-            library.GOMP_parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
-            library.GOMP_parallel.restype = None
-            return cast(Callable[..., None], library.GOMP_parallel)
-    return None
+    attend_rows(numbers, np.float32)
 
 
 class Attention:
@@ -387,7 +331,7 @@ class Attention:
         query_heads = heads.shape[1] - 2 * key_heads
         assert own.dtype == given.dtype == heads.dtype and own.is_contiguous() and given.is_contiguous()
         heads, out = heads.contiguous(), heads.new_empty(len(heads), query_heads * width)
-        numbers = self.numbers
+        numbers = self.numbers.copy()
         numbers[:TURNS] = (
             0,
             len(heads),
@@ -404,5 +348,6 @@ class Attention:
         numbers[[SINKS, A_SINKS]] = (0, 0) if sinks is None else (1, sinks.data_ptr())
         numbers[[A_HEADS, A_OWN, A_GIVEN, A_OUT]] = [x.data_ptr() for x in (heads, own, given, out)]
         numbers[SCALING:].view(np.float64)[:] = traits.scaling, traits.softcap or 0.0
-        shared_out({torch.bfloat16: _attend_bf16, torch.float32: _attend_fp32}[heads.dtype], numbers, len(heads))
+        run = {torch.bfloat16: attend_bf16, torch.float32: _attend_fp32}[heads.dtype]
+        shared_out(run, numbers, len(heads), (self, heads, own, given, sinks, out))
         return out

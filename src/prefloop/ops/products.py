@@ -16,7 +16,7 @@ from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic
 from torch import Tensor
 
-from prefloop.ops.kernels import omp_threads, shared_out, ticket
+from prefloop.ops.threads import omp, shared_out, ticket
 
 Then = Literal["none", "swish", "mul", "add"]
 CODES: dict[Then, int] = {"none": 0, "swish": 1, "mul": 2, "add": 3}
@@ -36,7 +36,7 @@ def suits(weight: Tensor) -> bool:
 def _here() -> bool:
     asked = config.CPU_FEATURES  # what numba compiles for, where it was told
     features = (get_host_cpu_features() if asked is None else asked).split(",")
-    return "+avx512bf16" in features and "+amx-bf16" not in features and omp_threads() is not None
+    return "+avx512bf16" in features and "+amx-bf16" not in features and omp("GOMP_parallel") is not None
 
 
 class _BFloat(ir.Type):  # type: ignore[misc]  # llvmlite has no types
@@ -158,7 +158,7 @@ def _tile(
 
 
 @njit(inline="always")
-def _multiply(numbers: Any) -> None:
+def multiply(numbers: Any) -> None:
     """See `Panels`: blocks of rows by panels until none is left."""
     p = carray(numbers, (11,))
     rows, inputs, width, then = p[ROWS], p[INPUTS], p[OUTPUTS], p[THEN]
@@ -190,8 +190,8 @@ def _multiply(numbers: Any) -> None:
                 row += 1
 
 
-def _multiplied(numbers: Any) -> None:
-    _multiply(numbers)
+def multiplied(numbers: Any) -> None:
+    multiply(numbers)
 
 
 class Panels:
@@ -217,5 +217,5 @@ class Panels:
         bias, more = (0 if given is None else given.data_ptr() for given in (self.bias, other))
         addresses = (x.data_ptr(), self.panels.data_ptr(), bias, more, out.data_ptr())
         numbers = np.array((0, len(self.panels), rows, inputs, outputs, CODES[then], *addresses), np.int64)
-        shared_out(_multiplied, numbers, len(self.panels))
+        shared_out(multiplied, numbers, len(self.panels), (self, x, other, out))
         return out

@@ -1,0 +1,62 @@
+"""Kernels that run one after another in one region of threads. Between a step's kernels, each of some microseconds,
+calls would take as long again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import carray, types
+from numba.extending import intrinsic
+
+from prefloop.ops.kernels import attend_bf16, attend_rows, norm_bf16, norm_rows
+from prefloop.ops.products import multiplied, multiply
+from prefloop.ops.threads import Function, address_of, omp, pointer, put_off, shared_out
+
+CODES: Mapping[Function, int] = {norm_bf16: 0, multiplied: 1, attend_bf16: 2}
+WIDTH = 25  # of a row: a kernel's numbers, its code at the end
+(TICKET, COUNT, TABLE, BARRIER) = range(4)
+
+
+@intrinsic
+def _call(_: Any, address: Any) -> Any:
+    """A C function of nothing."""
+
+    def generate(context: Any, builder: Any, __: Any, arguments: Any) -> Any:
+        builder.call(builder.inttoptr(arguments[0], ir.FunctionType(ir.VoidType(), []).as_pointer()), [])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
+
+
+def _all(numbers: Any) -> None:
+    p = carray(numbers, (4,))
+    table = carray(pointer(p[TABLE], np.int64), (p[COUNT], WIDTH))
+    for i in range(p[COUNT]):
+        own, code = pointer(p[TABLE] + 8 * WIDTH * i, np.int64), table[i, WIDTH - 1]
+        if code == 0:
+            norm_rows(own, np.uint16)
+        elif code == 1:
+            multiply(own)
+        else:
+            attend_rows(own, np.uint16)
+        if p[BARRIER]:
+            _call(p[BARRIER])
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Norms, products by panels and attention of a step, all in bf16, inside run when it ends; what they made is not
+    read before."""
+    with put_off() as waiting:
+        yield
+    if not waiting:
+        return
+    table = np.zeros((len(waiting), WIDTH), np.int64)
+    for row, (kernel, numbers, _) in zip(table, waiting, strict=True):
+        row[: len(numbers)], row[-1] = numbers, CODES[kernel]
+    numbers = (0, len(table), table.ctypes.data, address_of(omp("GOMP_barrier")))
+    shared_out(_all, np.array(numbers, np.int64), len(table))

@@ -1,0 +1,44 @@
+"""Where compiled functions run, and where they are kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from prefloop.ops import threads
+from prefloop.ops.kernels import norm_fp32, rms_norm
+
+
+@pytest.mark.skipif(
+    not [*(Path(torch.__file__).parent / "lib").glob("libgomp*")],
+    reason="torch brings no libgomp",
+)
+def test_threads_are_torchs_own() -> None:
+    assert threads.omp("GOMP_parallel") is not None and threads.omp("GOMP_barrier") is not None
+    assert threads.omp("no such function") is None
+
+
+def test_what_was_compiled_is_kept_for_these_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads.config, "CACHE_DIR", "")
+    monkeypatch.setenv("PREFLOOP_HOME", str(tmp_path))
+    threads._compiled.__wrapped__(norm_fp32)
+    folder = tmp_path / "kernels" / threads._SOURCES.hexdigest()[:16]
+    assert [file.suffix for file in sorted(folder.rglob("*norm_fp32*"))] == [".nbc", ".nbi"]
+    assert threads.config.CACHE_DIR == ""
+
+
+def test_without_a_folder_it_compiles_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads.config, "CACHE_DIR", "")
+    (tmp_path / "kernels").write_text("in the way")
+    monkeypatch.setenv("PREFLOOP_HOME", str(tmp_path))
+    assert threads._compiled.__wrapped__(norm_fp32).address
+
+
+def test_what_is_put_off_is_not_run() -> None:
+    x, weight = torch.ones(2, 4), torch.ones(4)
+    with threads.put_off() as waiting:
+        out = rms_norm(x, weight, 0.0).fill_(7.0)
+    assert len(waiting) == 1 and out.tolist() == [[7.0] * 4] * 2
+    assert rms_norm(x, weight, 0.0).tolist() == [[1.0] * 4] * 2
