@@ -74,11 +74,6 @@ def omp(name: str) -> Any:
     return None
 
 
-def address_of(function: Any) -> int:
-    """Of a C function; 0 for None."""
-    return 0 if function is None else ctypes.cast(function, ctypes.c_void_p).value or 0
-
-
 def shared_out(function: Function, numbers: Any, rows: int, held: Any = None) -> None:
     """Call a function of numbers on as many threads as torch computes with, never fewer: libgomp would end the others.
     The first number is their ticket. `held`: what the numbers are addresses of."""

@@ -3,6 +3,7 @@ calls would take as long again."""
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -14,7 +15,7 @@ from numba.extending import intrinsic
 
 from prefloop.ops.kernels import attend_bf16, attend_rows, norm_bf16, norm_rows
 from prefloop.ops.products import multiplied, multiply
-from prefloop.ops.threads import Function, address_of, omp, pointer, put_off, shared_out
+from prefloop.ops.threads import Function, omp, pointer, put_off, shared_out
 
 CODES: Mapping[Function, int] = {norm_bf16: 0, multiplied: 1, attend_bf16: 2}
 WIDTH = 25  # of a row: a kernel's numbers, its code at the end
@@ -58,5 +59,5 @@ def together() -> Iterator[None]:
     table = np.zeros((len(waiting), WIDTH), np.int64)
     for row, (kernel, numbers, _) in zip(table, waiting, strict=True):
         row[: len(numbers)], row[-1] = numbers, CODES[kernel]
-    numbers = (0, len(table), table.ctypes.data, address_of(omp("GOMP_barrier")))
-    shared_out(_all, np.array(numbers, np.int64), len(table))
+    barrier = ctypes.cast(omp("GOMP_barrier"), ctypes.c_void_p).value or 0  # of None too
+    shared_out(_all, np.array((0, len(table), table.ctypes.data, barrier), np.int64), len(table))
