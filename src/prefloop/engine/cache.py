@@ -106,8 +106,10 @@ class Cache:
     def fits(self, rows: int, length: int, prompts: int, prompt_length: int) -> bool:
         return self.rows.bytes(rows, length) + self.prompts.bytes(prompts, prompt_length) <= self.budget
 
-    def reserve(self, rows: int, length: int, prompts: int, prompt_length: int) -> None:
-        """Make room; what `fits` has to be asked before. Stores shrink where both are too large otherwise."""
+    def reserve(self, rows: int, length: int, prompts: int, prompt_length: int) -> bool:
+        """Make room; what `fits` has to be asked before. Stores shrink where both are too large otherwise. Whether
+        anything moved."""
+        moved = False
         wanted = [(self.rows, rows, length), (self.prompts, prompts, prompt_length)]
         kept = [
             (s, s.slots, s.length) if slots <= s.slots and need <= s.length else (s, slots, need)
@@ -119,6 +121,8 @@ class Cache:
         ):
             if (slots, -(-need // store.step) * store.step) != (store.slots, store.length):
                 store.resize(slots, need)
+                moved = True
+        return moved
 
     @property
     def held(self) -> int:
@@ -131,7 +135,7 @@ class Step:
     rows share of a prompt is kept once."""
 
     last: Tensor | None = None
-    compiled = True
+    steady = True
 
     def __init__(self, cache: Cache, prompts: Sequence[int] | None) -> None:
         """prompts[n]: the shared prompt that row n goes on; None where rows keep all themselves."""
@@ -140,6 +144,12 @@ class Step:
         prefix = torch.tensor(cache.prompts.lengths)[number] if prompts is not None else torch.zeros_like(at)
         self.cache, self.positions = cache, at + prefix
         self.attention = Attention(at, number, prefix)
+        self.turned: Rotation | None = None
+
+    def go_on(self) -> None:
+        """To the next token of the same rows."""
+        self.positions += 1
+        self.attention.at += 1
 
     def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, traits: Traits) -> Tensor:
         mixed = self.mix(layer_index(module), torch.cat([query, key, value]).transpose(0, 1), None, traits)
@@ -147,15 +157,16 @@ class Step:
 
     def mix(self, layer: int, heads: Tensor, turn: Rotation | None, traits: Traits) -> Tensor:
         """See decode.Rows."""
-        if turn is not None and self.attention.cos is None:
+        if turn is not None and turn is not self.turned:
             self.attention.turn(turn.cos.float(), turn.sin.float())
+            self.turned = turn
         return self.attention(heads, self.cache.rows.layers[layer], self.cache.prompts.layers[layer], traits)
 
 
 class Reading:
     """Prompts side by side in one forward of T tokens, kept in neighbouring slots of a store."""
 
-    compiled = False
+    steady = False
 
     def __init__(self, store: Store, first: int, device: torch.device) -> None:
         """The store's slots from `first` on are the prompts, their lengths already set."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,8 @@ from prefloop.models.lora import merged_weight
 from prefloop.ops.attention import Traits
 from prefloop.ops.kernels import rms_norm
 from prefloop.ops.products import Panels, Then, suits
-from prefloop.ops.together import together
+from prefloop.ops.threads import put_off
+from prefloop.ops.together import Together
 
 SHAPES = ("LlamaForCausalLM",)
 ROWS = 64  # rows of a typical step, for which oneDNN lays packed weights out
@@ -27,8 +28,8 @@ class Rows(Protocol):
 
     last: Tensor | None
     """Which of the tokens are read, where not all are."""
-    compiled: bool
-    """Whether `mix` is one of the kernels that can run together."""
+    steady: bool
+    """Whether `mix` is a kernel over memory that stays as long as this does."""
 
     def mix(self, layer: int, heads: Tensor, turn: Rotation | None, traits: Traits) -> Tensor:
         """Queries, keys and values [N, H + 2 Hk, D] of N tokens, yet to be turned: keep those of keys and values, and
@@ -46,6 +47,7 @@ class Decoder:
         self.frozen: dict[nn.Module, tuple[Product, ...]] = {}
         self.kept: dict[nn.Module, tuple[Product, ...]] = {}
         self.layers: list[tuple[Product, ...]] = [()] * len(self.trunk.layers)
+        self.programs: WeakKeyDictionary[Rows, Callable[[Tensor, Tensor, Tensor], Tensor]] = WeakKeyDictionary()
         self.load()
 
     @staticmethod
@@ -61,6 +63,7 @@ class Decoder:
     @torch.no_grad()
     def load(self) -> None:
         """Take the model's weights as they are now; parts in which nothing trains are packed once."""
+        self.programs.clear()
         for index, layer in enumerate(self.trunk.layers):
             self.layers[index] = ()  # the old ones go before the new ones come
             self.layers[index] = self._current(layer, self._products)
@@ -97,9 +100,26 @@ class Decoder:
     def step(self, tokens: Tensor, positions: Tensor, rows: Rows) -> Tensor:
         """tokens and positions [N]; `rows` keeps keys and values and attends. Returns states [N, D] of rows.last."""
         states: Tensor = self.trunk.embed_tokens(tokens)
-        turn = Rotation(*(part[0] for part in self.trunk.rotary_emb(states[None], positions[None])))
-        with together() if rows.compiled and self.panelled else nullcontext():
-            return self._through(states, turn, rows)
+        cos, sin = (part[0] for part in self.trunk.rotary_emb(states[None], positions[None]))
+        if not (rows.steady and self.panelled):
+            return self._through(states, Rotation(cos, sin), rows)
+        if rows not in self.programs:
+            self.programs[rows] = self._program(states, Rotation(cos.float(), sin.float()), rows)
+        return self.programs[rows](states, cos, sin)
+
+    def _program(self, states: Tensor, turn: Rotation, rows: Rows) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        """`_through` these rows, listed once: what it reads is copied to where it was."""
+        with put_off() as calls:
+            out = self._through(states, turn, rows)
+        run = Together(calls)
+
+        def step(*new: Tensor) -> Tensor:
+            for into, tensor in zip((states, turn.cos, turn.sin), new, strict=True):
+                into.copy_(tensor)
+            run()
+            return out
+
+        return step
 
     def _through(self, states: Tensor, turn: Rotation, rows: Rows) -> Tensor:
         for index, (layer, (qkv, out, gate, up, down)) in enumerate(zip(self.trunk.layers, self.layers, strict=True)):

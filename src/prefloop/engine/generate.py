@@ -78,6 +78,7 @@ class _Batch:
         self.max_rows = self.full = min(max_rows, len(queue))
         self.rows: list[_Row] = []
         self.prompts: list[_Prompt] = []  # those whose keys and values are shared, by slot
+        self.current: Step | None = None  # of the same rows as before
 
     def own(self, prompt: _Prompt, request: Request) -> int:
         """Tokens that a row will have kept itself when it ends: the last one drawn is never read."""
@@ -106,11 +107,13 @@ class _Batch:
             self.prompts = prompts
             fresh += [prompt] * new
             self.rows.append(_Row(request, prompt, _uniforms(request)))
+            self.current = None
         self.full = len(self.rows)
         return fresh
 
     def drop(self, index: int) -> None:
         """A row leaves, and its prompt after the last of its rows; the last ones move into their places."""
+        self.current = None
         prompt = _pop(self.rows, index).prompt
         self.cache.rows.drop(index)
         prompt.unfinished -= 1
@@ -122,9 +125,13 @@ class _Batch:
     def step(self) -> Step:
         """The layout in which each row gets a token more."""
         rows, prompts = self.cache.rows.lengths, self.cache.prompts.lengths
-        self.cache.reserve(len(rows), max(rows) + 1, len(prompts), max(prompts, default=0))
+        moved = self.cache.reserve(len(rows), max(rows) + 1, len(prompts), max(prompts, default=0))
+        if self.current is not None and not moved:
+            self.current.go_on()
+            return self.current
         slots = {id(prompt): slot for slot, prompt in enumerate(self.prompts)}
-        return Step(self.cache, [slots[id(row.prompt)] for row in self.rows] if self.shared else None)
+        self.current = Step(self.cache, [slots[id(row.prompt)] for row in self.rows] if self.shared else None)
+        return self.current
 
 
 class LocalSampler:

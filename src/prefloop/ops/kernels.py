@@ -310,11 +310,10 @@ class Attention:
 
     def __init__(self, at: Tensor, prompt: Tensor, prefix: Tensor) -> None:
         """All [N] int64. Row n is written at place at[n], and sees prefix[n] tokens of prompt number prompt[n]."""
-        self.held = at, prompt, prefix
+        self.at, self.prompt, self.prefix = at, prompt, prefix
         self.numbers = np.zeros(24, np.int64)
         self.numbers[ROWS] = len(at)
-        self.numbers[[A_AT, A_PROMPT, A_PREFIX]] = [x.data_ptr() for x in self.held]
-        self.cos: Tensor | None = None
+        self.numbers[[A_AT, A_PROMPT, A_PREFIX]] = [x.data_ptr() for x in (at, prompt, prefix)]
 
     def turn(self, cos: Tensor, sin: Tensor) -> None:
         """From now on queries and keys are turned by these [N, D], in fp32."""

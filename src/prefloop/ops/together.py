@@ -4,8 +4,7 @@ calls would take as long again."""
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from numba.extending import intrinsic
 
 from prefloop.ops.kernels import attend_bf16, attend_rows, norm_bf16, norm_rows
 from prefloop.ops.products import multiplied, multiply
-from prefloop.ops.threads import Function, omp, pointer, put_off, shared_out
+from prefloop.ops.threads import Call, Function, omp, pointer, shared_out
 
 CODES: Mapping[Function, int] = {norm_bf16: 0, multiplied: 1, attend_bf16: 2}
 WIDTH = 25  # of a row: a kernel's numbers, its code at the end
@@ -48,16 +47,17 @@ def _all(numbers: Any) -> None:
             _call(p[BARRIER])
 
 
-@contextmanager
-def together() -> Iterator[None]:
-    """Norms, products by panels and attention of a step, all in bf16, inside run when it ends; what they made is not
-    read before."""
-    with put_off() as waiting:
-        yield
-    if not waiting:
-        return
-    table = np.zeros((len(waiting), WIDTH), np.int64)
-    for row, (kernel, numbers, _) in zip(table, waiting, strict=True):
-        row[: len(numbers)], row[-1] = numbers, CODES[kernel]
-    barrier = ctypes.cast(omp("GOMP_barrier"), ctypes.c_void_p).value or 0  # of None too
-    shared_out(_all, np.array((0, len(table), table.ctypes.data, barrier), np.int64), len(table))
+class Together:
+    """Norms, products by panels and attention, all in bf16, listed while they were put off: they run in this order, as
+    often as they are called, over the memory that they were given."""
+
+    def __init__(self, calls: Sequence[Call]) -> None:
+        self.calls, self.table = calls, np.zeros((len(calls), WIDTH), np.int64)
+        for row, (kernel, numbers, _) in zip(self.table, calls, strict=True):
+            row[: len(numbers)], row[-1] = numbers, CODES[kernel]
+        barrier = ctypes.cast(omp("GOMP_barrier"), ctypes.c_void_p).value or 0  # of None too
+        self.numbers = np.array((0, len(calls), self.table.ctypes.data, barrier), np.int64)
+
+    def __call__(self) -> None:
+        self.table[:, TICKET] = 0
+        shared_out(_all, self.numbers, len(self.table))
