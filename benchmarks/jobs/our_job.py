@@ -160,7 +160,7 @@ def _grouped(
             }
             trees.append(with_fields(answer_tree(prompt, answers, encoder), columns))
         if reference is not None:  # what the stage's leash reads, though the advantages here are without it
-            learner.forward(trees, {"logprobs", "entropy"}, reference=reference)
+            learner.forward(trees, {"logprobs", "entropy"}, reference=reference, learned=True)
         learner.forward_backward(trees, "group", {"clip": 0.2, "ratio": "token" if job == "grpo" else "sequence"})
         learner.optim_step(1e-6, 1e-6)
         return {"units": OPTIONS["batch"]}

@@ -196,6 +196,31 @@ def test_layers_below_all_adapters_run_once_a_rollout(family: str) -> None:
 
 
 @pytest.mark.parametrize("lora", [None, LoraConfig(rank=4, alpha=8)])
+@pytest.mark.parametrize("budget", [60, 4096])
+def test_an_update_goes_on_from_the_pass_that_was_read(budget: int, lora: LoraConfig | None) -> None:
+    """Where one forest holds the trees; and only until the weights or the trees change."""
+
+    def learn(learned: bool, change: str = "") -> tuple[int, list[Tensor]]:
+        learner = build_learner(loaded(), ENGINE.model_copy(update={"token_budget": budget}), OPTIM, lora=lora)
+        reference = "adapter-off" if lora else LocalScorer(loaded(seed=1), token_budget=budget)
+        learner.forward_backward(make_trees(1), "sft", {})
+        learner.forward(make_trees(), {"logprobs", "entropy"}, reference=reference, learned=learned)
+        assert (learner.kept is not None) == (learned and budget == 4096)
+        if change == "weights":
+            learner.optim_step(1e-2, 1e-2)
+        runs = [0]
+        layers_of(learner.trunk)[-1].mlp.register_forward_pre_hook(lambda *_: runs.__setitem__(0, runs[0] + 1))
+        learner.forward_backward(make_trees(2 if change == "trees" else 0), "sft", {})
+        assert learner.kept is None
+        return runs[0], [master.grad for master in learner.masters if master.grad is not None]
+
+    for change in ("", "weights", "trees"):
+        (plain, gradients), (runs, same) = learn(False, change), learn(True, change)
+        assert runs == (0 if budget == 4096 and not change else plain) and plain > 0
+        assert all(torch.equal(a, b) for a, b in zip(gradients, same, strict=True))
+
+
+@pytest.mark.parametrize("lora", [None, LoraConfig(rank=4, alpha=8)])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_layers_run_again_in_the_backward_pass_give_the_same_gradients(family: str, lora: LoraConfig | None) -> None:
     def learn(recompute: bool) -> tuple[int, list[Tensor]]:

@@ -69,6 +69,9 @@ class LocalScorer:
         self.layers = layers_of(self.trunk) if compiles and self.device.type == "cuda" else []
         self.compiled = compiled(self.layers)
         self.lower: dict[object, list[Any]] = {}  # what they gave for the forests that `forward` has compared
+        self.kept: tuple[object, Tensor] | None = (
+            None  # of the forest that is learned next: hidden states, with a gradient
+        )
 
     @property
     def unembedding(self) -> Tensor:
@@ -134,13 +137,16 @@ class LocalScorer:
         *,
         temperature: float = 1.0,
         reference: Reference = None,
+        learned: bool = False,
     ) -> list[Readings]:
         """See verbs.Scorer. The reference shares the forest, so policy and reference run on the same micro-batches."""
         made: list[Readings] = [Readings() for _ in trees]
         whole, large = self._by_size(trees)
-        for members in pack([trees[i] for i in whole], self.token_budget):
+        packed = pack([trees[i] for i in whole], self.token_budget)
+        keep = learned and len(packed) == 1 and not large
+        for members in packed:
             places = [whole[i] for i in members]
-            found = self._read([trees[i] for i in places], read, temperature, reference)
+            found = self._read([trees[i] for i in places], read, temperature, reference, keep)
             for place, reading in zip(places, found, strict=True):
                 made[place] = reading
         for place in large:
@@ -180,10 +186,13 @@ class LocalScorer:
         read: AbstractSet[Read],
         temperature: float,
         reference: Reference,
+        keep: bool = False,
     ) -> list[Readings]:
         forest = build_forest(trees, self.device)
         lower: list[Any] = []
-        states = self.hidden(forest, lower)
+        with torch.set_grad_enabled(keep):
+            states = self.hidden(forest, lower)
+        self.kept, states = (content_of(trees), states) if keep else None, states.detach()
         if reference is None:
             out = self.outputs(forest, states, read, temperature)
             columns = {"logprobs": out.logprobs, "entropy": out.entropy, "values": out.values, "steps": out.steps}
@@ -270,6 +279,7 @@ class LocalLearner(LocalScorer):
         temperature = float(params.pop("temperature", 1.0))
         totals = Totals.of(trees)
         metrics: dict[str, float] = {}
+        kept, self.kept = self.kept, None
         whole, large = self._by_size(trees)
         packed = pack([trees[i] for i in whole], self.token_budget)
         for members in [*([whole[i] for i in members] for members in packed), *([i] for i in large)]:
@@ -280,8 +290,11 @@ class LocalLearner(LocalScorer):
                 out = self._first_pass(cut, forest, read, temperature, reference)
             else:
                 cut = []
-                lower = self.lower.get(content_of(batch), []) if self.lower else []
-                out = self._learned(forest, lower, read, temperature, reference)
+                content = content_of(batch) if self.lower or kept else None
+                lower = self.lower.get(content, [])
+                states = kept[1] if kept and kept[0] == content else None
+                kept = None
+                out = self._learned(forest, lower, read, temperature, reference, states)
             result = function(out, forest, totals, **params)
             if not torch.isfinite(result.loss):
                 names = ", ".join(tree.id for tree in batch[:3])
@@ -301,9 +314,11 @@ class LocalLearner(LocalScorer):
         read: AbstractSet[Read],
         temperature: float,
         reference: Reference,
+        states: Tensor | None = None,
     ) -> Outputs:
-        """What a loss sees of a forest, with a gradient; with a reference the exact KL to it too."""
-        states = self.hidden(forest, lower)
+        """What a loss sees of a forest, with a gradient; with a reference the exact KL to it too. `states`: where its
+        hidden states are known."""
+        states = self.hidden(forest, lower) if states is None else states
         out = self.outputs(forest, states, read, temperature)
         if reference is None:
             return out
@@ -382,6 +397,7 @@ class LocalLearner(LocalScorer):
 
     @torch.no_grad()
     def _cast(self) -> None:
+        self.kept = None
         for weight, master in zip(self.weights, self.masters, strict=True):
             if master is not weight:
                 weight.copy_(master)
@@ -389,6 +405,7 @@ class LocalLearner(LocalScorer):
     def publish(self) -> Weights:
         """Weights for a sampler in this process: the model itself, so there is nothing to copy. New answers follow."""
         self.lower.clear()
+        self.kept = None
         return Weights(self.version, self.loaded)
 
     def save(

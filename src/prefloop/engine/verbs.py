@@ -55,10 +55,17 @@ class Scorer(Protocol):
     """A model that reads trees without gradient: reference, frozen reward model, ensemble member."""
 
     def forward(
-        self, trees: Sequence[Tree], read: AbstractSet[Read], *, temperature: float = 1.0, reference: Any = None
+        self,
+        trees: Sequence[Tree],
+        read: AbstractSet[Read],
+        *,
+        temperature: float = 1.0,
+        reference: Any = None,
+        learned: bool = False,
     ) -> list[Readings]:
         """Readings of each tree, in order. `reference`: a Scorer or "adapter-off"; with it come, in one pass,
-        logprobs, entropy, reference_logprobs and exact_kl."""
+        logprobs, entropy, reference_logprobs and exact_kl. `learned`: of a Learner, the next update is of these trees,
+        whose pass it may go on from."""
         ...
 
 

@@ -67,7 +67,13 @@ def read_policy(
     found: list[Readings] = [Readings() for _ in trees]
     for members in parts:
         read: set[Read] = {"logprobs", "entropy", *more}
-        made = learner.forward([trees[i] for i in members], read, temperature=temperature, reference=reference)
+        made = learner.forward(
+            [trees[i] for i in members],
+            read,
+            temperature=temperature,
+            reference=reference,
+            learned=len(parts) == 1,
+        )
         for place, reading in zip(members, made, strict=True):
             found[place] = reading
     return found
