@@ -32,7 +32,7 @@ NAMES = {
     "llama_cpp": "llama.cpp",
     "llama_cpp_q4": "llama.cpp, 4 bits",
 }
-COLOURS = ("#3b6ea5", "#c8743c", "#6a9a5b", "#8d6ba8")
+COLOURS = ("#3b6ea5", "#c8743c", "#6a9a5b", "#8d6ba8", "#8a8a8a")
 Results = Mapping[str, Any]
 
 
@@ -222,7 +222,10 @@ def described(found: Results) -> str:
     ]
     parts += [f"torch {machine['torch']}, Python {machine['python']}, {machine['system']}"]
     parts += (
-        [f"{found['threads']} threads, {found['dtype']}, {found['plan']['counted']} counted steps"]
+        [
+            f"{found['threads']} threads, {found['dtype']}, {found['plan']['counted']} counted steps, "
+            f"{found['plan']['completions']} completions a step of grpo and rloo"
+        ]
         if "plan" in found
         else []
     )
@@ -248,7 +251,7 @@ def page(results: Results) -> str:
             continue
         parts += [
             f"{described(found)}.\n",
-            f"![Ours over each peer](ratios-{name}.svg)\n",
+            f"![Ours over each peer](ratios-{name}.svg)\n" if compared(found) else "",
             rates(found),
             missing(found),
         ]
@@ -279,7 +282,7 @@ in environments of their own, which `make bench` makes. Useful operations only: 
 share. Files: `results/*.json`; this page and its plots: `python benchmarks/table.py`.
 
 - **sft, reward, dpo**: a step of 8 examples of up to 512 tokens, forward, backward and update; dpo with the reference
-  pass. **grpo, rloo**: 2 prompts x 8 completions of up to 64 new tokens, sampled, scored and trained on. Quick runs
+  pass. **grpo, rloo**: 8 completions of up to 64 new tokens to each prompt, sampled, scored and trained on. Quick runs
   take less (see `plan` in the file).
 - **forest**: forward and backward of one forest of comparisons, 4,096 tokens at most.
 - **decode_distinct, decode_grouped, decode_one**: 48 new tokens for 32 prompts, for 8 answers to each of 4 prompts, and
@@ -291,12 +294,18 @@ share. Files: `results/*.json`; this page and its plots: `python benchmarks/tabl
 """
 
 
+def compared(found: Results) -> list[str]:
+    """Peers of equal precision that some job was measured beside."""
+    jobs = [job for job in (*TRAINING, *DECODE) if job in found]
+    return [name for name in NAMES if name not in APART and any(found[job].get(name) for job in jobs)]
+
+
 def ratios(found: Results) -> Figure:
     """Ours over each peer of equal precision, a group of bars a job."""
     figure = Figure(figsize=(8, 3.6), layout="constrained")
     axes = figure.subplots()
     jobs = [job for job in (*TRAINING, *DECODE) if job in found]
-    peers = [n for n in NAMES if n not in APART and any(found[job].get(n) for job in jobs)]
+    peers = compared(found)
     for index, peer in enumerate(peers):
         places = [(i, found[job]["ratios"][peer]) for i, job in enumerate(jobs) if found[job].get(peer)]
         at = [i + _offset(peer, [p for p in peers if found[jobs[i]].get(p)]) for i, _ in places]
@@ -308,8 +317,7 @@ def ratios(found: Results) -> Figure:
     axes.set_xticks(range(len(jobs)), [job.replace("_", "\n") for job in jobs])
     axes.set_title("Ours / peer (more than 1: ours is faster)", loc="left", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
-    if peers:
-        axes.legend(fontsize=7, frameon=False)
+    axes.legend(fontsize=7, frameon=False)
     return figure
 
 
@@ -361,7 +369,7 @@ def main(arguments: list[str] | None = None) -> int:
         ("growth", growth_plot, "growth"),
     ]
     for file, draw, name in drawings:
-        if name in results:
+        if name in results and (draw is not ratios or compared(results[name])):
             save(draw(results[name]), folder / file)
     write_atomic(folder / "README.md", page(results))
     checked = bars(results)
