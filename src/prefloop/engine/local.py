@@ -193,22 +193,15 @@ class LocalScorer:
         with torch.set_grad_enabled(keep):
             states = self.hidden(forest, lower)
         self.kept, states = (content_of(trees), states) if keep else None, states.detach()
-        if reference is None:
-            out = self.outputs(forest, states, read, temperature)
-            columns = {"logprobs": out.logprobs, "entropy": out.entropy, "values": out.values, "steps": out.steps}
-        else:
-            out = self.outputs(forest, states, read - {"logprobs", "entropy"}, temperature)
+        own = read if reference is None else read - {"logprobs", "entropy"}
+        out = self.outputs(forest, states, own, temperature)
+        columns = {name: getattr(out, name) for name in ("logprobs", "entropy", "values", "steps")}
+        if reference is not None:
             both = self._against(forest, states, reference, temperature, lower)
             if self.unadapted:
                 self.lower[content_of(trees)] = lower
-            columns = {
-                "logprobs": both.logp,
-                "entropy": both.entropy,
-                "values": out.values,
-                "steps": out.steps,
-                "reference_logprobs": both.logq,
-                "exact_kl": both.kl,
-            }
+            columns |= {"logprobs": both.logp, "entropy": both.entropy}
+            columns |= {"reference_logprobs": both.logq, "exact_kl": both.kl}
         return readings_of(forest, trees, columns, out.scores)
 
     def _against(
