@@ -322,7 +322,7 @@ def whole_results() -> dict[str, Any]:
         "curves": {"random/sft": {"largest_difference": 1e-6}},
     }
     machine = {"machine": running.machine()}
-    run = {"threads": 2, "dtype": "fp32", "plan": {"counted": 8}, "ceiling": rates | packed}
+    run = {"threads": 2, "dtype": "fp32", "plan": {"counted": 8, "completions": 16}, "ceiling": rates | packed}
     return {
         "cpu": machine | run | jobs,
         "growth": machine | {"curves": curves, "sharing": sharing},
