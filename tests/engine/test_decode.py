@@ -114,16 +114,17 @@ def test_in_bf16_it_stays_within_rounding() -> None:
 
 
 def read_in_steps(made: LocalSampler) -> torch.Tensor:
-    """Logits [12, 5, V] of twelve given tokens in each of five rows, a step each."""
+    """Logits [12, 5, V] of twelve given tokens in each of five rows, a step each that goes on from the last."""
     tokens = torch.randint(60, 200, (12, 5), generator=torch.Generator().manual_seed(0))
     cache, found = Cache(made._empty(), 2**24), []
     cache.rows.lengths = [0] * tokens.shape[1]
+    cache.reserve(tokens.shape[1], len(tokens), 0, 0)
+    layout = Step(cache, None)
     for length, given in enumerate(tokens):
-        cache.reserve(len(given), length + 1, 0, 0)
-        layout = Step(cache, None)
+        if length:
+            layout.go_on()
         with torch.no_grad():
             found.append(made._logits(made._states(given, layout.positions, layout)).float())
-        cache.rows.lengths = [length + 1] * len(given)
     return torch.stack(found)
 
 
