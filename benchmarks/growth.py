@@ -47,7 +47,6 @@ from prefloop.types import Node, Tree
 OUT = Path(__file__).parent / "results" / "growth.json"
 SHARING_BAR, MEMORY_BAR = 0.85, 1.1
 MODEL, WIDTH, LAYERS = "smollm2-135m", 256, 4
-AT_LEAST = 1024  # tokens of a forest without sharing: smaller ones keep no core busy
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +64,8 @@ class Point:
 CURVES: dict[str, dict[int, Point]] = {
     "tokens": {n: Point(response=n // 4 - 64) for n in (512, 1024, 2048, 4096)},
     "branches": {g: Point(trees=1, prompt=512, branches=g, response=64) for g in (1, 2, 4, 8, 16)},
-    "vocabulary": {v: Point(trees=2, vocabulary=v) for v in (32_768, 131_072, 262_144)},
+    # Of logits a fixed amount is kept for the backward pass: here more than that is read at each vocabulary.
+    "vocabulary": {v: Point(trees=16, vocabulary=v) for v in (32_768, 131_072, 262_144)},
     "context": {n: Point(trees=1, response=n - 64) for n in (512, 1024, 2048, 4096)},
     "batch": {n: Point(trees=n, token_budget=1024) for n in (4, 8, 16, 32)},
 }
@@ -138,18 +138,20 @@ def memory_mb(kind: str) -> float:
 
 def sharing(cases: Sequence[tuple[int, int, int]], counted: int) -> list[dict[str, float]]:
     """Seconds of forward and backward of a policy loss on the default model, trees that share their prompt and the same
-    sequences apart, in turn; `reached` is their ratio over that of the tokens."""
-    engine = EngineConfig(token_budget=1 << 20)
+    sequences apart, in turn, as many trees as a forest of the default budget holds; `reached` is their ratio over that
+    of the tokens."""
+    engine = EngineConfig()
     use_threads(engine)
     learner = build_learner(load(MODEL, engine), engine, OptimConfig(lr=1e-6))
     made = []
     for prompt, response, group in cases:
-        count = max(1, AT_LEAST // (group * (prompt + response)))
+        count = engine.token_budget // (prompt + group * response)
         point = Point(trees=count, prompt=prompt, branches=group, response=response)
         batches = {way: trees_of(point, shared=way == "shared") for way in ("unshared", "shared")}
         seconds: dict[str, list[float]] = {way: [] for way in batches}
         for _ in range(1 + counted):
             for way, trees in batches.items():
+                learner.optimizer.zero_grad()  # as a step begins
                 began = time.perf_counter()
                 learner.forward_backward(trees, "group", {"clip": 0.2})
                 seconds[way].append(time.perf_counter() - began)
@@ -191,7 +193,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     began = time.monotonic()
-    counted, cases = (1, SHARED[:2]) if quick() else (3, SHARED)
+    counted, pairs, cases = (1, 1, SHARED[:2]) if quick() else (3, 3, SHARED)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["prefloop.engine.build"])
     curves = {}
@@ -200,7 +202,7 @@ def main(arguments: list[str] | None = None) -> int:
             rows = [processes.submit(measure, point, counted).result() for point in points.values()]
             curves[name] = curve(list(points), rows)
             print(name, json.dumps(curves[name]), file=sys.stderr, flush=True)
-        shared = processes.submit(sharing, cases, 3).result()
+        shared = processes.submit(sharing, cases, pairs).result()
     answer = {
         "machine": machine(),
         "model": {"growth": f"random Llama, {LAYERS} layers, width {WIDTH}", "sharing": MODEL},

@@ -2,8 +2,8 @@
 
     table.py [--json]
 
-Reads results/cpu.json, growth.json, exactness.json and gpu.json (each where it is there). Exits 0 when no bar that was
-measured is missed.
+Reads results/cpu.json, growth.json, exactness.json, gpu.json and what was kept of other GPUs, gpu-NAME.json (each where
+it is there). Exits 0 when no bar that was measured is missed.
 """
 
 import argparse
@@ -22,7 +22,6 @@ from matplotlib.figure import Figure
 from prefloop.data.jsonl import write_atomic
 
 HERE = Path(__file__).parent
-FILES = ("cpu", "growth", "exactness", "gpu")
 NAMES = {
     "trl_default": "TRL, defaults",
     "trl_best": "TRL, best setting",
@@ -126,7 +125,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def rates(found: Results) -> str:
     """A row a job: rates of ours and of each peer."""
     jobs = [job for job in (*TRAINING, "forest", *DECODE) if job in found]
-    peers = [name for name in NAMES if any(name in found[job] for job in jobs)]
+    peers = [name for name in NAMES if any(found[job].get(name) for job in jobs)]
     rows = []
     for job in jobs:
         entry = found[job]
@@ -170,12 +169,11 @@ def ceilings(found: Results) -> str:
 
 
 def missing(found: Results) -> str:
-    lines = [
-        f"- {job}, {NAMES[peer]}: {reason}\n"
-        for job in (*TRAINING, "forest", *DECODE)
-        if job in found
-        for peer, reason in found[job]["not_measured"].items()
-    ]
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for job in (*TRAINING, "forest", *DECODE):
+        for peer, reason in found.get(job, {"not_measured": {}})["not_measured"].items():
+            reasons.setdefault((NAMES[peer], reason), []).append(job)
+    lines = [f"- {peer} ({', '.join(jobs)}): {reason}\n" for (peer, reason), jobs in reasons.items()]
     return f"Not measured:\n\n{''.join(lines)}\n" if lines else ""
 
 
@@ -232,6 +230,11 @@ def described(found: Results) -> str:
     return "; ".join(parts)
 
 
+def gpus(results: Results) -> list[str]:
+    """Names of the results of GPUs: gpu, which `make bench-gpu` writes, and what was kept of others as gpu-NAME."""
+    return sorted(name for name in results if name.split("-")[0] == "gpu")
+
+
 def page(results: Results) -> str:
     checked = [
         [
@@ -243,8 +246,8 @@ def page(results: Results) -> str:
         for bar in bars(results)
     ]
     parts = [INTRODUCTION, table(["what", "measured", "bar", "holds"], checked)]
-    for name, title in (("cpu", "CPU"), ("gpu", "One GPU")):
-        parts.append(f"\n## {title}\n")
+    for name in ("cpu", *(gpus(results) or ["gpu"])):
+        parts.append(f"\n## {'CPU' if name == 'cpu' else 'One GPU'}\n")
         found = results.get(name)
         if found is None:
             parts.append("Not measured.\n")
@@ -361,11 +364,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print on one line")
     options = parser.parse_args(arguments)
     folder: Path = options.folder
-    paths = {name: folder / "results" / f"{name}.json" for name in FILES}
-    results = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths.items() if path.exists()}
+    names = ("cpu", "growth", "exactness", "gpu", "gpu-*")
+    paths = [path for name in names for path in sorted((folder / "results").glob(f"{name}.json"))]
+    results = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in paths}
     drawings: list[tuple[str, Callable[[Results], Figure], str]] = [
-        ("ratios-cpu", ratios, "cpu"),
-        ("ratios-gpu", ratios, "gpu"),
+        *((f"ratios-{name}", ratios, name) for name in ("cpu", *gpus(results))),
         ("growth", growth_plot, "growth"),
     ]
     for file, draw, name in drawings:

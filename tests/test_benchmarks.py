@@ -344,7 +344,7 @@ def test_the_page_of_all_benchmarks(tmp_path: Path, capsys: pytest.CaptureFixtur
     page = (tmp_path / "README.md").read_text()
     assert "| dpo: ours / best of TRL | 6 | >= 5.5 | yes |" in page
     assert "| decode_one: ours / generate | not measured | >= 2 |  |" in page
-    assert "- decode_one, vLLM: Illegal | instruction" in page
+    assert "- vLLM (decode_one): Illegal | instruction" in page
     assert "| decode_distinct | tokens/s | 6 |" in page and "| 64 | 256 | 2 | 1.30 | 1.10 | 0.90 |" in page
     for name in ("ratios-cpu.svg", "growth.svg"):
         assert name in page and ET.parse(tmp_path / name).getroot().tag.endswith("svg")

@@ -83,6 +83,23 @@ def test_chunks_change_neither_values_nor_gradients(
         torch.testing.assert_close(ours, dense, atol=1e-4, rtol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_master_takes_the_gradient_of_the_weight_on_top_of_its_own(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logprobs_module, "PRODUCT", 4 * D)  # slices of four of the eleven rows
+    hidden, weight, targets = _inputs()
+    hidden, weight, master = hidden.to(dtype).requires_grad_(), weight.to(dtype).requires_grad_(), weight.clone()
+    logprobs, _ = token_logprobs(hidden, weight, targets, chunk=3)
+    d_hidden, d_weight = torch.autograd.grad(logprobs.sum(), [hidden, weight])
+    for times in (1, 2):
+        token_logprobs(hidden, weight, targets, chunk=3, master=master)[0].sum().backward()
+        assert weight.grad is None and master.grad is not None and hidden.grad is not None
+        near = {"rtol": 1e-5, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 1e-2, "atol": 1e-2}
+        torch.testing.assert_close(master.grad, times * d_weight.float(), **near)
+        torch.testing.assert_close(hidden.grad, times * d_hidden)
+
+
 @pytest.mark.parametrize("rows", [0, 4])
 def test_no_more_than_a_fixed_part_of_the_logits_is_kept_for_backward(
     rows: int, monkeypatch: pytest.MonkeyPatch

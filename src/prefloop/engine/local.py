@@ -19,7 +19,7 @@ from prefloop.data.forest import Forest, Totals, build_forest, pack, pieces, tre
 from prefloop.engine.objectives import resolve_loss
 from prefloop.engine.outputs import Outputs
 from prefloop.engine.readings import Cut, content_of, merge, readings_of
-from prefloop.engine.training import into, restore_tensors, training_tensors
+from prefloop.engine.training import masters_of, restore_tensors, training_tensors
 from prefloop.engine.verbs import Read, Readings, Weights
 from prefloop.models.checkpoint import load_state, load_training, save_checkpoint
 from prefloop.models.heads import ScalarHead
@@ -40,6 +40,7 @@ class LocalScorer:
     """A model, and a scalar head where it has one, that reads trees."""
 
     recompute = False
+    unembedding_master: Tensor | None = None  # where it is learned: what takes its gradient
 
     def __init__(
         self,
@@ -69,9 +70,7 @@ class LocalScorer:
         self.layers = layers_of(self.trunk) if compiles and self.device.type == "cuda" else []
         self.compiled = compiled(self.layers)
         self.lower: dict[object, list[Any]] = {}  # what they gave for the forests that `forward` has compared
-        self.kept: tuple[object, Tensor] | None = (
-            None  # of the forest that is learned next: hidden states, with a gradient
-        )
+        self.kept: tuple[object, Tensor] | None = None  # of the forest learned next: its states, with a gradient
 
     @property
     def unembedding(self) -> Tensor:
@@ -104,6 +103,7 @@ class LocalScorer:
                 temperature=temperature,
                 softcap=self.softcap,
                 entropy="entropy" in read,
+                master=self.unembedding_master,
             )
         if "values" in read:
             values = self._head()(states[forest.sources])
@@ -246,10 +246,9 @@ class LocalLearner(LocalScorer):
             self.weights: list[Tensor] = list(adapter_parameters(self.model).values())
         else:
             self.weights = [p for p in self.model.parameters() if p.requires_grad]
-        self.masters = [w.detach().float().clone() if w.dtype != torch.float32 else w for w in self.weights]
-        for weight, master in zip(self.weights, self.masters, strict=True):
-            if master is not weight:
-                weight.register_post_accumulate_grad_hook(into(master))  # type: ignore[no-untyped-call]  # torch's own
+        self.masters = masters_of(self.weights, loaded.model.get_input_embeddings())
+        pairs = zip(self.weights, self.masters, strict=True)
+        self.unembedding_master = next((master for weight, master in pairs if weight is self.unembedding), None)
         groups: list[dict[str, Any]] = [{"params": self.masters, "lr": 0.0}]
         if head is not None:
             groups.append({"params": list(head.parameters()), "lr": 0.0})

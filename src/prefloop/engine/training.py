@@ -6,21 +6,58 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from prefloop.ops.accumulate import accumulate
 
 
-def into(master: Tensor) -> Any:
+def masters_of(weights: Sequence[Tensor], embedding: nn.Module) -> list[Tensor]:
+    """What an optimizer steps: of bf16 weights copies in fp32, others themselves. Gradients go there by themselves."""
+    masters = [w.detach().float().clone() if w.dtype != torch.float32 else w for w in weights]
+    for weight, master in zip(weights, masters, strict=True):
+        if master is not weight:
+            weight.register_post_accumulate_grad_hook(_into(master))  # type: ignore[no-untyped-call]  # torch's own
+        if type(embedding) is nn.Embedding and embedding.weight is weight and not weight.is_cuda:
+            embedding.register_forward_hook(_rows_into(master))
+    return masters
+
+
+def _into(master: Tensor) -> Any:
     """A hook that moves a bf16 gradient into its master's fp32 sum."""
 
     def hook(weight: Tensor) -> None:
-        assert weight.grad is not None
+        if weight.grad is None:  # the head's, which token_logprobs has put there
+            return
         if master.grad is None:
             master.grad = weight.grad.float()
         else:
             accumulate(master.grad, weight.grad)
         weight.grad = None
+
+    return hook
+
+
+def _rows_into(master: Tensor) -> Any:
+    """A hook by which the gradient of the rows that were looked up goes into the master: autograd would make one of the
+    whole table first. As in torch, the row of a padding token learns nothing here."""
+
+    def hook(embedding: nn.Embedding, given: tuple[Tensor], found: Tensor) -> Tensor:
+        if not found.requires_grad:
+            return found
+        rows = given[0].flatten()
+        places = (rows != embedding.padding_idx).nonzero()[:, 0] if embedding.padding_idx is not None else None
+
+        def add(grad: Tensor) -> None:
+            parts = grad.flatten(0, -2).float()
+            master.grad = torch.zeros_like(master) if master.grad is None else master.grad
+            if places is None:
+                master.grad.index_add_(0, rows, parts)
+            else:
+                master.grad.index_add_(0, rows[places], parts[places])
+
+        found = found.detach().requires_grad_()
+        found.register_hook(add)  # type: ignore[no-untyped-call]  # torch's own
+        return found
 
     return hook
 

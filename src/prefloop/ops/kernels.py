@@ -20,35 +20,35 @@ from prefloop.ops.threads import FAST, pointer, shared_out, ticket
 FOUR = 4  # keys and values that are read at a time
 
 
-def _widen(source: Any, into: Any, bits: Any) -> None:
+def widen(source: Any, into: Any, bits: Any) -> None:
     """Numbers of any kind as fp32; `bits` are those of `into`."""
     for i in range(len(into)):
         into[i] = source[i]
 
 
-def _narrow(source: Any, into: Any, bits: Any) -> None:
+def narrow(source: Any, into: Any, bits: Any) -> None:
     """fp32 numbers as those of `into`, rounded to the nearest, ties to even; `bits` are those of `source`."""
     for i in range(len(into)):
         into[i] = source[i]
 
 
-@overload(_widen, inline="always")
+@overload(widen, inline="always")
 def _widened(source: Any, into: Any, bits: Any) -> Any:
-    def widen(source: Any, into: Any, bits: Any) -> None:
+    def from_bf16(source: Any, into: Any, bits: Any) -> None:
         for i in range(len(into)):
             bits[i] = np.uint32(source[i]) << np.uint32(16)
 
-    return widen if source.dtype == types.uint16 else _widen
+    return from_bf16 if source.dtype == types.uint16 else widen
 
 
-@overload(_narrow, inline="always")
+@overload(narrow, inline="always")
 def _narrowed(source: Any, into: Any, bits: Any) -> Any:
-    def narrow(source: Any, into: Any, bits: Any) -> None:
+    def to_bf16(source: Any, into: Any, bits: Any) -> None:
         for i in range(len(into)):
             odd = (bits[i] >> np.uint32(16)) & np.uint32(1)
             into[i] = np.uint16((bits[i] + np.uint32(0x7FFF) + odd) >> np.uint32(16))
 
-    return narrow if into.dtype == types.uint16 else _narrow
+    return to_bf16 if into.dtype == types.uint16 else narrow
 
 
 @njit(fastmath=FAST, inline="always")
@@ -62,7 +62,7 @@ def _turn(x: Any, cos: Any, sin: Any) -> None:
 
 
 @njit(fastmath=FAST, inline="always")
-def _exp(x: Any, count: int, scratch: Any, bits: Any) -> None:
+def exp_row(x: Any, count: int, scratch: Any, bits: Any) -> None:
     """exp in place of the first `count` numbers, none above 0: 2^n by the exponent's bits, the rest by its Taylor
     series (within 2e-7); 0 below the least normal number."""
     for i in range(count):
@@ -90,14 +90,14 @@ def norm_rows(numbers: Any, kind: Any) -> None:
         row = ticket(numbers)
         if row >= rows:
             break
-        _widen(x[row], wide, bits)
+        widen(x[row], wide, bits)
         total = np.float32(0)
         for i in range(width):
             total += wide[i] * wide[i]
         scale = np.float32(1) / np.sqrt(total / np.float32(width) + eps)
         for i in range(width):
             wide[i] *= scale * weight[i]
-        _narrow(wide, out[row], bits)
+        narrow(wide, out[row], bits)
 
 
 def norm_bf16(numbers: Any) -> None:
@@ -134,7 +134,7 @@ def _draw(numbers: Any, kind: Any) -> None:
     bits, powers = x.view(np.uint32), scratch.view(np.int32)
     sums = np.empty(size // width, np.float64)
     while row < rows:
-        _widen(logits[row], x, bits)
+        widen(logits[row], x, bits)
         temperature, softcap = np.float32(reals[0, row]), np.float32(reals[2, row])
         if softcap:
             for i in range(size):
@@ -145,7 +145,7 @@ def _draw(numbers: Any, kind: Any) -> None:
             top = max(top, x[i])
         for i in range(size):
             x[i] -= top
-        _exp(x, size, scratch, powers)
+        exp_row(x, size, scratch, powers)
         total = 0.0
         for block in range(len(sums)):
             mass = np.float32(0)
@@ -235,21 +235,21 @@ def attend_rows(numbers: Any, kind: Any) -> None:
         for head in range(key_heads):
             keys, values = own[0, row, head], own[1, row, head]
             given_keys, given_values = given[0, prompt[row], head], given[1, prompt[row], head]
-            _widen(asked[row, heads + head], buffer, bits)
+            widen(asked[row, heads + head], buffer, bits)
             if turns:
                 _turn(buffer, cos[row], sin[row])
-            _narrow(buffer, keys[at[row]], bits)
+            narrow(buffer, keys[at[row]], bits)
             new = asked[row, heads + key_heads + head]
             for i in range(width):
                 values[at[row], i] = new[i]
             for g in range(group):
-                _widen(asked[row, head * group + g], query[g], query_bits[g])
+                widen(asked[row, head * group + g], query[g], query_bits[g])
                 if turns:
                     _turn(query[g], cos[row], sin[row])
             for s in range(first, total, FOUR):
                 for j in range(FOUR):
                     place = min(s + j, total - 1)
-                    _widen(given_keys[place] if place < shared else keys[place - shared], four[j], four_bits[j])
+                    widen(given_keys[place] if place < shared else keys[place - shared], four[j], four_bits[j])
                 for g in range(group):
                     a, b, c, d = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
                     for i in range(width):
@@ -270,7 +270,7 @@ def attend_rows(numbers: Any, kind: Any) -> None:
                     top = max(top, weights[s])
                 for s in range(count):
                     weights[s] -= top
-                _exp(weights, count, scratch, powers)
+                exp_row(weights, count, scratch, powers)
                 mass = np.exp(sink - top) if p[SINKS] else np.float32(0)
                 for s in range(count):
                     mass += weights[s]
@@ -283,7 +283,7 @@ def attend_rows(numbers: Any, kind: Any) -> None:
             for s in range(first, total, FOUR):
                 for j in range(FOUR):
                     place = min(s + j, total - 1)
-                    _widen(given_values[place] if place < shared else values[place - shared], four[j], four_bits[j])
+                    widen(given_values[place] if place < shared else values[place - shared], four[j], four_bits[j])
                 for g in range(group):
                     weights = scores[g, s - first : s - first + FOUR]
                     for i in range(width):
@@ -293,7 +293,7 @@ def attend_rows(numbers: Any, kind: Any) -> None:
                             + (weights[2] * four[2, i] + weights[3] * four[3, i])
                         )
             for g in range(group):
-                _narrow(mixed[g], out[row, head * group + g], mixed_bits[g])
+                narrow(mixed[g], out[row, head * group + g], mixed_bits[g])
         row = ticket(numbers)
 
 

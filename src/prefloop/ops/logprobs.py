@@ -4,7 +4,6 @@ R tokens read, V vocabulary, D width. For the gradient a fixed amount is kept, a
 recomputed in backward.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -13,9 +12,12 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from prefloop.ops.accumulate import accumulate
+from prefloop.ops.rows import compare_rows, read_rows, suits
 
 ELEMENTS = 2**24  # of R x V at a time, where the caller names no number of rows: 64 MiB in float32
+PRODUCT = 2**22  # of V x D at a time, before it goes into a sum
 KEPT = 2**26  # of R x V at most that wait for the backward pass, whatever R and V; what is over is made again
+NOT_ABOVE_0 = "temperature is {}, but log-probabilities need one above 0"
 
 
 def token_logprobs(
@@ -27,18 +29,20 @@ def token_logprobs(
     softcap: float | None = None,
     chunk: int | None = None,
     entropy: bool = False,
+    master: Float32[Tensor, "V D"] | None = None,
 ) -> tuple[Float32[Tensor, " R"], Float32[Tensor, " R"] | None]:
     """log p(target_r) in nats and, when asked for, the entropy -sum_v p_v log p_v of the same distribution.
 
     p = softmax(cap(hidden @ weight.T) / temperature), cap(z) = softcap * tanh(z / softcap) (Gemma 2, arXiv 2408.00118);
     the product is in hidden's dtype, all after it in float32. The temperature is part of the policy (Ziegler et al.
-    2019): pass the sampler's. ValueError when temperature <= 0.
+    2019): pass the sampler's. `master`: its grad takes the weight's gradient, which autograd then gets none of; nothing
+    else of its size is made. ValueError when temperature <= 0.
     """
 
     if temperature <= 0:
-        raise ValueError(f"temperature is {temperature}, but log-probabilities need one above 0")
+        raise ValueError(NOT_ABOVE_0.format(temperature))
     chunk = chunk or max(1, ELEMENTS // len(weight))
-    logprobs, entropies = _token_logprobs(hidden, weight, targets, temperature, softcap, chunk, entropy)
+    logprobs, entropies = _token_logprobs(hidden, weight, targets, temperature, softcap, chunk, entropy, master)
     return logprobs, entropies if entropy else None
 
 
@@ -57,6 +61,7 @@ class _TokenLogprobs(torch.autograd.Function):
         softcap: float | None,
         chunk: int,
         entropy: bool,
+        master: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         learns, frozen = ctx.needs_input_grad[0] and not entropy, not ctx.needs_input_grad[1]
         logprobs, entropies = (torch.zeros(len(hidden), device=hidden.device) for _ in range(2))
@@ -64,56 +69,58 @@ class _TokenLogprobs(torch.autograd.Function):
         kept: list[Tensor] = []
         for rows in _slices(len(hidden), chunk):
             keep = learns and (frozen or rows.stop * len(weight) <= KEPT)
-            logits, slope = _logits(hidden[rows], weight, temperature, softcap, keep)
-            logp, at = torch.log_softmax(logits, dim=-1), targets[rows, None]
-            logprobs[rows] = logp.gather(-1, at)[:, 0]
-            if entropy:
-                entropies[rows] = -torch.linalg.vecdot(logp.exp(), logp)
-            if keep:
-                apart = _apart(logp.exp_(), at, slope).to(hidden.dtype)
+            read = _read(hidden[rows], weight, targets[rows], temperature, softcap, keep)
+            logprobs[rows], entropies[rows], apart = read
+            if apart is not None:
                 if frozen:
                     slopes[rows] = apart @ weight.to(hidden.dtype)
                 else:
                     kept.append(apart)
         ctx.save_for_backward(hidden, weight, targets, entropies, slopes, *kept)
-        ctx.options = temperature, softcap, chunk, entropy
+        ctx.options = temperature, softcap, chunk, entropy, master
         return logprobs, entropies
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, targets, entropies, slopes, *kept = ctx.saved_tensors
-        temperature, softcap, chunk, entropy = ctx.options
+        temperature, softcap, chunk, entropy, master = ctx.options
         scales = (-grads[0] / temperature)[:, None]
         if len(slopes):
-            return (slopes.float() * scales).to(hidden.dtype), *(None,) * 6
+            return (slopes.float() * scales).to(hidden.dtype), *(None,) * 7
         d_hidden = torch.empty_like(hidden)
-        d_weight: Tensor | None = None
+        d_weight: Tensor | None = None if master is None else master.grad
         for index, rows in enumerate(_slices(len(hidden), chunk)):
-            scale, at = scales[rows], targets[rows, None]
+            scale = scales[rows]
             if index < len(kept):
                 apart = kept[index]
-            else:
+            elif entropy:
                 logits, slope = _logits(hidden[rows], weight, temperature, softcap, True)
-                if entropy:
-                    logp = torch.log_softmax(logits, dim=-1)
-                    apart = logp.exp() * (scale - grads[1][rows, None] * (logp + entropies[rows, None]) / temperature)
-                    apart = _apart(apart, at, slope, scale).to(hidden.dtype)
-                    scale = torch.ones_like(scale)
-                else:
-                    apart = _apart(torch.softmax(logits, dim=-1), at, slope).to(hidden.dtype)
+                logp = torch.log_softmax(logits, dim=-1)
+                apart = logp.exp() * (scale - grads[1][rows, None] * (logp + entropies[rows, None]) / temperature)
+                apart = _apart(apart, targets[rows, None], slope, scale).to(hidden.dtype)
+                scale = torch.ones_like(scale)
+            else:
+                apart = _read(hidden[rows], weight, targets[rows], temperature, softcap, True)[2]
             d_hidden[rows] = (apart @ weight.to(hidden.dtype)).float().mul_(scale).to(hidden.dtype)
             if ctx.needs_input_grad[1]:
-                scaled = (hidden[rows].float() * scale).to(hidden.dtype)
-                if d_weight is None:
-                    d_weight = (apart.T @ scaled).float()
-                elif hidden.dtype == torch.float32:
-                    d_weight.addmm_(apart.T, scaled)
-                else:
-                    accumulate(d_weight, apart.T @ scaled)
-        return d_hidden, None if d_weight is None else d_weight.to(weight.dtype), *(None,) * 5
+                d_weight = _added(d_weight, apart.T, (hidden[rows].float() * scale).to(hidden.dtype))
+        if master is not None:
+            master.grad, d_weight = d_weight, None
+        return d_hidden, None if d_weight is None else d_weight.to(weight.dtype), *(None,) * 6
 
 
 _token_logprobs: Any = _TokenLogprobs.apply
+
+
+def _added(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
+    """total + left @ right in fp32, in place where there is a total."""
+    made = right.new_empty(len(left), right.shape[1], dtype=torch.float32) if total is None else total
+    for rows in _slices(len(left), max(1, PRODUCT // right.shape[1])):
+        if total is None:
+            made[rows] = left[rows] @ right
+        else:
+            accumulate(made[rows], left[rows] @ right)
+    return made
 
 
 def _slices(length: int, size: int) -> list[slice]:
@@ -131,6 +138,22 @@ def _logits(
         squashed = torch.tanh(logits / softcap)
         logits, found = softcap * squashed, 1 - squashed.square() if slope else None
     return logits / temperature if temperature != 1 else logits, found
+
+
+def _read(
+    hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, softcap: float | None, apart: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """log p_t, the entropy of p and, where asked for, p - 1_t times the cap's slope in hidden's dtype (then torch's
+    kernels leave the entropy out)."""
+    if softcap is None and suits(hidden):
+        logits = hidden @ weight.to(hidden.dtype).T
+        return *read_rows(logits, targets, temperature, apart=apart), logits if apart else None
+    logits, slope = _logits(hidden, weight, temperature, softcap, apart)
+    logp, at = torch.log_softmax(logits, dim=-1), targets[:, None]
+    chosen = logp.gather(-1, at)[:, 0]
+    if not apart:
+        return chosen, -torch.linalg.vecdot(logp.exp(), logp), None
+    return chosen, torch.zeros_like(chosen), _apart(logp.exp_(), at, slope).to(hidden.dtype)
 
 
 def _apart(p: Tensor, at: Tensor, slope: Tensor | None, scale: Tensor | None = None) -> Tensor:
@@ -165,31 +188,29 @@ def compared_logprobs(
     model's logits made once. ValueError when temperature <= 0.
     """
 
-    def read(hidden_p: Tensor, hidden_q: Tensor, targets: Tensor, weight_p: Tensor, weight_q: Tensor) -> Compared:
+    if temperature <= 0:
+        raise ValueError(NOT_ABOVE_0.format(temperature))
+    rows = hidden_p, hidden_q, targets
+    learns = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*rows, weight_p, weight_q))
+    at_once = not learns and softcap is None and suits(hidden_p) and hidden_p.dtype == hidden_q.dtype
+
+    def read(hidden_p: Tensor, hidden_q: Tensor, targets: Tensor) -> Compared:
+        if at_once:
+            logits_p, logits_q = hidden_p @ weight_p.to(hidden_p.dtype).T, hidden_q @ weight_q.to(hidden_q.dtype).T
+            return Compared(*compare_rows(logits_p, logits_q, targets, temperature))
         logp = _log_softmax(hidden_p, weight_p, temperature, softcap)
         logq = _log_softmax(hidden_q, weight_q, temperature, softcap)
         p, chosen = logp.exp(), targets[:, None]
         entropy, cross = -torch.linalg.vecdot(p, logp), -torch.linalg.vecdot(p, logq)
         return Compared(logp.gather(-1, chosen)[:, 0], logq.gather(-1, chosen)[:, 0], entropy, cross - entropy)
 
-    parts = _by_chunk(read, (hidden_p, hidden_q, targets), (weight_p, weight_q), chunk)
+    chunk = chunk or max(1, ELEMENTS // len(weight_p))
+    parts: list[Compared] = [
+        checkpoint(read, *part, use_reentrant=False, preserve_rng_state=False) if learns else read(*part)
+        for part in zip(*(torch.split(tensor, chunk) for tensor in rows), strict=True)
+    ]
     return Compared(*map(torch.cat, zip(*parts, strict=True)))
 
 
 def _log_softmax(hidden: Tensor, weight: Tensor, temperature: float, softcap: float | None) -> Tensor:
-    if temperature <= 0:
-        raise ValueError(f"temperature is {temperature}, but log-probabilities need one above 0")
     return torch.log_softmax(_logits(hidden, weight, temperature, softcap, False)[0], dim=-1)
-
-
-def _by_chunk(
-    read: Callable[..., Any], rows: tuple[Tensor, ...], weights: tuple[Tensor, ...], chunk: int | None
-) -> list[Any]:
-    chunk = chunk or max(1, ELEMENTS // len(weights[0]))
-    recompute = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*rows, *weights))
-    return [
-        checkpoint(read, *part, *weights, use_reentrant=False, preserve_rng_state=False)
-        if recompute
-        else read(*part, *weights)
-        for part in zip(*(torch.split(tensor, chunk) for tensor in rows), strict=True)
-    ]

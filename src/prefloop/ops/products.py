@@ -87,7 +87,7 @@ class _Code:
         return self.builder.bitcast(self.builder.shuffle_vector(one, one, WORDS([0] * LANES)), PAIRS)
 
     def swish(self, x: Any) -> Any:
-        """x / (1 + exp(-x)), with exp as in kernels._exp; no nearer to 0 than x / 2^126."""
+        """x / (1 + exp(-x)), with exp as in kernels.exp_row; no nearer to 0 than x / 2^126."""
         b = self.builder
 
         def times_plus(x: Any, y: Any, z: float) -> Any:
