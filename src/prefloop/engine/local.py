@@ -19,7 +19,7 @@ from prefloop.data.forest import Forest, Totals, build_forest, pack, pieces, tre
 from prefloop.engine.objectives import resolve_loss
 from prefloop.engine.outputs import Outputs
 from prefloop.engine.readings import Cut, content_of, merge, readings_of
-from prefloop.engine.training import masters_of, restore_tensors, training_tensors
+from prefloop.engine.training import masters_of, reserve_gradient, restore_tensors, training_tensors
 from prefloop.engine.verbs import Read, Readings, Weights
 from prefloop.models.checkpoint import load_state, load_training, save_checkpoint
 from prefloop.models.heads import ScalarHead
@@ -267,6 +267,8 @@ class LocalLearner(LocalScorer):
     ) -> dict[str, float]:
         """See verbs.Learner. `params` may hold `temperature`; the rest goes to the loss."""
         function, read = resolve_loss(loss)
+        if self.unembedding_master is not None and read & {"logprobs", "entropy"}:
+            reserve_gradient(self.unembedding_master)
         params = dict(params)
         temperature = float(params.pop("temperature", 1.0))
         totals = Totals.of(trees)

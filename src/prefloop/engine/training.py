@@ -22,6 +22,13 @@ def masters_of(weights: Sequence[Tensor], embedding: nn.Module) -> list[Tensor]:
     return masters
 
 
+def reserve_gradient(master: Tensor) -> None:
+    """Where it has none, of zeros. Of a large weight before the forward pass: that would take the memory that the last
+    step's gradient left, piece by piece, and as much again would be needed after it."""
+    if master.grad is None:
+        master.grad = torch.zeros_like(master)
+
+
 def _into(master: Tensor) -> Any:
     """A hook that moves a bf16 gradient into its master's fp32 sum."""
 
@@ -49,7 +56,8 @@ def _rows_into(master: Tensor) -> Any:
 
         def add(grad: Tensor) -> None:
             parts = grad.flatten(0, -2).float()
-            master.grad = torch.zeros_like(master) if master.grad is None else master.grad
+            reserve_gradient(master)
+            assert master.grad is not None
             if places is None:
                 master.grad.index_add_(0, rows, parts)
             else:
