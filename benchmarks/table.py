@@ -307,8 +307,8 @@ def ratios(found: Results) -> Figure:
     """Ours over each peer of equal precision, a group of bars a job."""
     figure = Figure(figsize=(8, 3.6), layout="constrained")
     axes = figure.subplots()
-    jobs = [job for job in (*TRAINING, *DECODE) if job in found]
     peers = compared(found)
+    jobs = [job for job in (*TRAINING, *DECODE) if job in found and any(found[job].get(peer) for peer in peers)]
     for index, peer in enumerate(peers):
         places = [(i, found[job]["ratios"][peer]) for i, job in enumerate(jobs) if found[job].get(peer)]
         at = [i + _offset(peer, [p for p in peers if found[jobs[i]].get(p)]) for i, _ in places]
