@@ -232,7 +232,7 @@ def described(found: Results) -> str:
 
 def gpus(results: Results) -> list[str]:
     """Names of the results of GPUs: gpu, which `make bench-gpu` writes, and what was kept of others as gpu-NAME."""
-    return sorted(name for name in results if name.split("-")[0] == "gpu")
+    return sorted(name for name in results if name.startswith("gpu"))
 
 
 def page(results: Results) -> str:
@@ -282,7 +282,8 @@ INTRODUCTION = """# Benchmarks
 Ours and each peer take their steps in turn (A B A B) on the same rows of real comparisons, with the same model
 (SmolLM2-135M), precision and threads, each in a process of its own; figures are medians of the counted steps. Peers run
 in environments of their own, which `make bench` makes. Useful operations only: recomputation does not count towards a
-share. Files: `results/*.json`; this page and its plots: `python benchmarks/table.py`.
+share. Files: `results/*.json`; this page and its plots: `python benchmarks/table.py`. Jobs of one file may have run at
+different times: each job's share is of the ceiling that was measured with it.
 
 - **sft, reward, dpo**: a step of 8 examples of up to 512 tokens, forward, backward and update; dpo with the reference
   pass. **grpo, rloo**: 8 completions of up to 64 new tokens to each prompt, sampled, scored and trained on. Quick runs
@@ -364,8 +365,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print on one line")
     options = parser.parse_args(arguments)
     folder: Path = options.folder
-    names = ("cpu", "growth", "exactness", "gpu", "gpu-*")
-    paths = [path for name in names for path in sorted((folder / "results").glob(f"{name}.json"))]
+    paths = sorted((folder / "results").glob("*.json"))
     results = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in paths}
     drawings: list[tuple[str, Callable[[Results], Figure], str]] = [
         *((f"ratios-{name}", ratios, name) for name in ("cpu", *gpus(results))),

@@ -22,11 +22,12 @@ def masters_of(weights: Sequence[Tensor], embedding: nn.Module) -> list[Tensor]:
     return masters
 
 
-def reserve_gradient(master: Tensor) -> None:
-    """Where it has none, of zeros. Of a large weight before the forward pass: that would take the memory that the last
-    step's gradient left, piece by piece, and as much again would be needed after it."""
+def reserve_gradient(master: Tensor) -> Tensor:
+    """Its gradient, of zeros where it had none. Of a large weight before the forward pass: that would take the memory
+    that the last step's gradient left, piece by piece, and as much again would be needed after it."""
     if master.grad is None:
         master.grad = torch.zeros_like(master)
+    return master.grad
 
 
 def _into(master: Tensor) -> Any:
@@ -52,16 +53,10 @@ def _rows_into(master: Tensor) -> Any:
         if not found.requires_grad:
             return found
         rows = given[0].flatten()
-        places = (rows != embedding.padding_idx).nonzero()[:, 0] if embedding.padding_idx is not None else None
+        learn = slice(None) if embedding.padding_idx is None else rows != embedding.padding_idx
 
         def add(grad: Tensor) -> None:
-            parts = grad.flatten(0, -2).float()
-            reserve_gradient(master)
-            assert master.grad is not None
-            if places is None:
-                master.grad.index_add_(0, rows, parts)
-            else:
-                master.grad.index_add_(0, rows[places], parts[places])
+            reserve_gradient(master).index_add_(0, rows[learn], grad.flatten(0, -2)[learn].float())
 
         found = found.detach().requires_grad_()
         found.register_hook(add)  # type: ignore[no-untyped-call]  # torch's own

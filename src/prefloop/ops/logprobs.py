@@ -69,8 +69,8 @@ class _TokenLogprobs(torch.autograd.Function):
         kept: list[Tensor] = []
         for rows in _slices(len(hidden), chunk):
             keep = learns and (frozen or rows.stop * len(weight) <= KEPT)
-            read = _read(hidden[rows], weight, targets[rows], temperature, softcap, keep)
-            logprobs[rows], entropies[rows], apart = read
+            found = _read(hidden[rows], weight, targets[rows], temperature, softcap, keep)
+            logprobs[rows], entropies[rows], apart = found
             if apart is not None:
                 if frozen:
                     slopes[rows] = apart @ weight.to(hidden.dtype)
@@ -89,6 +89,8 @@ class _TokenLogprobs(torch.autograd.Function):
             return (slopes.float() * scales).to(hidden.dtype), *(None,) * 7
         d_hidden = torch.empty_like(hidden)
         d_weight: Tensor | None = None if master is None else master.grad
+        if d_weight is None and ctx.needs_input_grad[1]:
+            d_weight = torch.zeros(weight.shape, device=weight.device)
         for index, rows in enumerate(_slices(len(hidden), chunk)):
             scale = scales[rows]
             if index < len(kept):
@@ -102,8 +104,8 @@ class _TokenLogprobs(torch.autograd.Function):
             else:
                 apart = _read(hidden[rows], weight, targets[rows], temperature, softcap, True)[2]
             d_hidden[rows] = (apart @ weight.to(hidden.dtype)).float().mul_(scale).to(hidden.dtype)
-            if ctx.needs_input_grad[1]:
-                d_weight = _added(d_weight, apart.T, (hidden[rows].float() * scale).to(hidden.dtype))
+            if d_weight is not None:
+                _add_product(d_weight, apart.T, (hidden[rows].float() * scale).to(hidden.dtype))
         if master is not None:
             master.grad, d_weight = d_weight, None
         return d_hidden, None if d_weight is None else d_weight.to(weight.dtype), *(None,) * 6
@@ -112,15 +114,10 @@ class _TokenLogprobs(torch.autograd.Function):
 _token_logprobs: Any = _TokenLogprobs.apply
 
 
-def _added(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
-    """total + left @ right in fp32, in place where there is a total."""
-    made = right.new_empty(len(left), right.shape[1], dtype=torch.float32) if total is None else total
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total += left @ right, a slice of rows at a time."""
     for rows in _slices(len(left), max(1, PRODUCT // right.shape[1])):
-        if total is None:
-            made[rows] = left[rows] @ right
-        else:
-            accumulate(made[rows], left[rows] @ right)
-    return made
+        accumulate(total[rows], left[rows] @ right)
 
 
 def _slices(length: int, size: int) -> list[slice]:
