@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import uvicorn
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, Route, expect
 
 from prefloop.store.campaigns import Item
 from prefloop.types import CANT_JUDGE
@@ -429,6 +429,20 @@ def test_line_30_a_draft_survives_reload_and_another_browser(stage: Stage) -> No
     assert_filled_in(site.begin())
 
 
+def test_line_30_words_typed_before_the_scripts_came_are_a_draft_too(stage: Stage) -> None:
+    site = stage(plain(), many(1))
+    page = site.begin()
+    held: list[Route] = []
+    page.route("**/label.js*", lambda route: held.append(route))
+    page.reload(wait_until="commit")
+    page.locator("#rationale").fill("at once")
+    page.locator("#fields").get_by_text("both bad").check()
+    for route in held:
+        route.continue_()
+    draft = saved(site, page)
+    assert draft["rationale"] == "at once" and draft["flags"] == ["both bad"]
+
+
 def test_line_30_a_ranking_draft_survives_reload(stage: Stage) -> None:
     site = stage(plain(), many(1, 4))
     page = site.begin()
@@ -579,7 +593,7 @@ def test_line_23_a_double_click_and_two_tabs_are_one_label(stage: Stage) -> None
 
 def test_line_23_an_answer_whose_reply_was_lost_is_one_label(stage: Stage) -> None:
     site = stage(plain(), many(2))
-    page = site.begin()
+    context = site.context()
     lost: list[int] = []
 
     def lose(route: Any) -> None:
@@ -589,7 +603,10 @@ def test_line_23_an_answer_whose_reply_was_lost_is_one_label(stage: Stage) -> No
         else:
             route.continue_()
 
-    page.route(re.compile("/submit$"), lose)
+    context.route(
+        re.compile("/submit$"), lose
+    )  # before the page: a page that is there already takes a moment to heed it
+    page = site.begin(context)
     page.keyboard.press("2")
     onward(page, lambda: page.keyboard.press("Enter"))
     assert lost == [200] and len(site.here.rows("judgments")) == 1

@@ -211,6 +211,9 @@ function begin() {
     timer = setTimeout(saveDraft, reply?.ok ? 1000 : 5000);
   }
   form.addEventListener("input", changed);
+  const early = [...form.elements].some((control) => (
+    "defaultValue" in control && (control.value !== control.defaultValue || control.checked !== control.defaultChecked)
+  )); // written before this script was there to hear it
 
   // Submits.
   function show(problems, confirm) {
@@ -265,6 +268,7 @@ function begin() {
   if (entry && (entry.sending || !locked)) fill(entry.fields);
   if (entry?.sending) submit(entry.fields);
   else if (entry && !locked && !changes()) saveDraft();
+  else if (!entry && early) changed();
   if (entry?.say) show({ "": entry.say });
 
   // The lease.
