@@ -193,7 +193,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     began = time.monotonic()
-    counted, pairs, cases = (1, 1, SHARED[:2]) if quick() else (3, 3, SHARED)
+    counted, pairs, cases = (1, 1, SHARED[:2]) if quick() else (3, 8, SHARED)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["prefloop.engine.build"])
     curves = {}
