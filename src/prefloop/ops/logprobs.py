@@ -66,21 +66,23 @@ class _TokenLogprobs(torch.autograd.Function):
         learns, frozen = ctx.needs_input_grad[0] and not entropy, not ctx.needs_input_grad[1]
         logprobs, entropies = (torch.zeros(len(hidden), device=hidden.device) for _ in range(2))
         slopes = torch.empty_like(hidden) if learns and frozen else hidden.new_empty(0)
-        kept = hidden.new_empty(min(len(hidden), KEPT // len(weight)) if learns and not frozen else 0, len(weight))
-        for rows in _slices(0, len(kept), chunk) + _slices(len(kept), len(hidden), chunk):
-            out = kept[rows] if rows.stop <= len(kept) else None
-            keep = out is not None or (learns and frozen)
-            found = _read(hidden[rows], weight, targets[rows], temperature, softcap, keep, out)
+        kept: list[Tensor] = []
+        for rows in _slices(len(hidden), chunk):
+            keep = learns and (frozen or rows.stop * len(weight) <= KEPT)
+            found = _read(hidden[rows], weight, targets[rows], temperature, softcap, keep)
             logprobs[rows], entropies[rows], apart = found
-            if apart is not None and frozen:
-                slopes[rows] = apart @ weight.to(hidden.dtype)
-        ctx.save_for_backward(hidden, weight, targets, entropies, slopes, kept)
+            if apart is not None:
+                if frozen:
+                    slopes[rows] = apart @ weight.to(hidden.dtype)
+                else:
+                    kept.append(apart)
+        ctx.save_for_backward(hidden, weight, targets, entropies, slopes, *kept)
         ctx.options = temperature, softcap, chunk, entropy, master
         return logprobs, entropies
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, targets, entropies, slopes, kept = ctx.saved_tensors
+        hidden, weight, targets, entropies, slopes, *kept = ctx.saved_tensors
         temperature, softcap, chunk, entropy, master = ctx.options
         scales = (-grads[0] / temperature)[:, None]
         if len(slopes):
@@ -89,10 +91,10 @@ class _TokenLogprobs(torch.autograd.Function):
         d_weight: Tensor | None = None if master is None else master.grad
         if d_weight is None and ctx.needs_input_grad[1]:
             d_weight = torch.zeros(weight.shape, device=weight.device)
-        for rows in _slices(0, len(kept), len(kept)) + _slices(len(kept), len(hidden), chunk):
+        for index, rows in enumerate(_slices(len(hidden), chunk)):
             scale = scales[rows]
-            if rows.stop <= len(kept):
-                apart = kept[rows]
+            if index < len(kept):
+                apart = kept[index]
             elif entropy:
                 logits, slope = _logits(hidden[rows], weight, temperature, softcap, True)
                 logp = torch.log_softmax(logits, dim=-1)
@@ -114,12 +116,12 @@ _token_logprobs: Any = _TokenLogprobs.apply
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     """total += left @ right, a slice of rows at a time."""
-    for rows in _slices(0, len(left), PRODUCT // right.shape[1]):
+    for rows in _slices(len(left), max(1, PRODUCT // right.shape[1])):
         accumulate(total[rows], left[rows] @ right)
 
 
-def _slices(first: int, last: int, size: int) -> list[slice]:
-    return [slice(start, min(start + size, last)) for start in range(first, last, max(1, size))]
+def _slices(length: int, size: int) -> list[slice]:
+    return [slice(start, min(start + size, length)) for start in range(0, length, size)]
 
 
 def _logits(
@@ -136,26 +138,19 @@ def _logits(
 
 
 def _read(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    temperature: float,
-    softcap: float | None,
-    apart: bool,
-    out: Tensor | None = None,
+    hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, softcap: float | None, apart: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """log p_t, the entropy of p and, where asked for, p - 1_t times the cap's slope in hidden's dtype (then torch's
-    kernels leave the entropy out), in `out` where that is there."""
+    kernels leave the entropy out)."""
     if softcap is None and suits(hidden):
-        logits = torch.mm(hidden, weight.to(hidden.dtype).T, out=out)
+        logits = hidden @ weight.to(hidden.dtype).T
         return *read_rows(logits, targets, temperature, apart=apart), logits if apart else None
     logits, slope = _logits(hidden, weight, temperature, softcap, apart)
     logp, at = torch.log_softmax(logits, dim=-1), targets[:, None]
     chosen = logp.gather(-1, at)[:, 0]
     if not apart:
         return chosen, -torch.linalg.vecdot(logp.exp(), logp), None
-    found = _apart(logp.exp_(), at, slope).to(hidden.dtype)
-    return chosen, torch.zeros_like(chosen), found if out is None else out.copy_(found)
+    return chosen, torch.zeros_like(chosen), _apart(logp.exp_(), at, slope).to(hidden.dtype)
 
 
 def _apart(p: Tensor, at: Tensor, slope: Tensor | None, scale: Tensor | None = None) -> Tensor:
