@@ -4,8 +4,8 @@
 
 Ours only. Growth is measured on a random Llama of five million weights, each point in three processes of its own, of
 which that of median memory counts: seconds of forward and backward (median), and memory, the peak of a whole SFT step
-above what the process held before and above weights, gradients and optimizer state. Exponents are slopes of lines through logarithms. Sharing is measured on the
-default model, in turn. Two claims decide the exit code:
+above what the process held before and above weights, gradients and optimizer state. Exponents are slopes of lines
+through logarithms. Sharing is measured on the default model, in turn. Two claims decide the exit code:
 
 - unshared packing takes at least 0.85 x G(P+R)/(P+GR) as long as shared trees, for prompts P and responses R of 64 and
   256 tokens and groups G of 2 and 8;
