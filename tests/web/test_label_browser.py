@@ -603,9 +603,8 @@ def test_line_23_an_answer_whose_reply_was_lost_is_one_label(stage: Stage) -> No
         else:
             route.continue_()
 
-    context.route(
-        re.compile("/submit$"), lose
-    )  # before the page: a page that is there already takes a moment to heed it
+    # Before the page: one that is there already takes a moment to heed it.
+    context.route(re.compile("/submit$"), lose)
     page = site.begin(context)
     page.keyboard.press("2")
     onward(page, lambda: page.keyboard.press("Enter"))
