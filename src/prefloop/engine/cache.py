@@ -106,10 +106,8 @@ class Cache:
     def fits(self, rows: int, length: int, prompts: int, prompt_length: int) -> bool:
         return self.rows.bytes(rows, length) + self.prompts.bytes(prompts, prompt_length) <= self.budget
 
-    def reserve(self, rows: int, length: int, prompts: int, prompt_length: int) -> bool:
-        """Make room; what `fits` has to be asked before. Stores shrink where both are too large otherwise. Whether
-        anything moved."""
-        moved = False
+    def reserve(self, rows: int, length: int, prompts: int, prompt_length: int) -> None:
+        """Make room; what `fits` has to be asked before. Stores shrink where both are too large otherwise."""
         wanted = [(self.rows, rows, length), (self.prompts, prompts, prompt_length)]
         kept = [
             (s, s.slots, s.length) if slots <= s.slots and need <= s.length else (s, slots, need)
@@ -121,8 +119,6 @@ class Cache:
         ):
             if (slots, -(-need // store.step) * store.step) != (store.slots, store.length):
                 store.resize(slots, need)
-                moved = True
-        return moved
 
     @property
     def held(self) -> int:

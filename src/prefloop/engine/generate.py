@@ -125,10 +125,11 @@ class _Batch:
     def step(self) -> Step:
         """The layout in which each row gets a token more."""
         rows, prompts = self.cache.rows.lengths, self.cache.prompts.lengths
-        moved = self.cache.reserve(len(rows), max(rows) + 1, len(prompts), max(prompts, default=0))
-        if self.current is not None and not moved:
+        if self.current is not None and max(rows) < self.cache.rows.length:
             self.current.go_on()
             return self.current
+        self.current = None  # what was listed of it would hold all that moves now
+        self.cache.reserve(len(rows), max(rows) + 1, len(prompts), max(prompts, default=0))
         slots = {id(prompt): slot for slot, prompt in enumerate(self.prompts)}
         self.current = Step(self.cache, [slots[id(row.prompt)] for row in self.rows] if self.shared else None)
         return self.current

@@ -40,8 +40,8 @@ class StaticCache(Cache):
         slots, places = (self.rows.slots, self.rows.length) if self.rows.slots else (rows, length)
         return rows <= slots and length <= places and super().fits(slots, places, prompts, prompt_length)
 
-    def reserve(self, rows: int, length: int, prompts: int, prompt_length: int) -> bool:
-        return super().reserve(self.rows.slots, self.rows.length, prompts, prompt_length)
+    def reserve(self, rows: int, length: int, prompts: int, prompt_length: int) -> None:
+        super().reserve(self.rows.slots, self.rows.length, prompts, prompt_length)
 
     def copy(self, prompt: int, first: int, last: int) -> None:
         """Rows first .. last - 1 begin with a prompt's keys and values."""

@@ -69,7 +69,7 @@ class _TokenLogprobs(torch.autograd.Function):
         kept: list[Tensor] = []
         for rows in _slices(len(hidden), chunk):
             keep = learns and (frozen or rows.stop * len(weight) <= KEPT)
-            found = _read(hidden[rows], weight, targets[rows], temperature, softcap, keep)
+            found = _read(hidden[rows], weight, targets[rows], temperature, softcap, keep, entropy)
             logprobs[rows], entropies[rows], apart = found
             if apart is not None:
                 if frozen:
@@ -102,7 +102,7 @@ class _TokenLogprobs(torch.autograd.Function):
                 apart = _apart(apart, targets[rows, None], slope, scale).to(hidden.dtype)
                 scale = torch.ones_like(scale)
             else:
-                apart = _read(hidden[rows], weight, targets[rows], temperature, softcap, True)[2]
+                apart = _read(hidden[rows], weight, targets[rows], temperature, softcap, True, False)[2]
             d_hidden[rows] = (apart @ weight.to(hidden.dtype)).float().mul_(scale).to(hidden.dtype)
             if d_weight is not None:
                 _add_product(d_weight, apart.T, (hidden[rows].float() * scale).to(hidden.dtype))
@@ -138,19 +138,24 @@ def _logits(
 
 
 def _read(
-    hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, softcap: float | None, apart: bool
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    temperature: float,
+    softcap: float | None,
+    apart: bool,
+    entropy: bool,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """log p_t, the entropy of p and, where asked for, p - 1_t times the cap's slope in hidden's dtype (then torch's
-    kernels leave the entropy out)."""
+    """log p_t and, where asked for, the entropy of p (not with `apart`), and p - 1_t times the cap's slope in hidden's
+    dtype."""
     if softcap is None and suits(hidden):
         logits = hidden @ weight.to(hidden.dtype).T
         return *read_rows(logits, targets, temperature, apart=apart), logits if apart else None
     logits, slope = _logits(hidden, weight, temperature, softcap, apart)
     logp, at = torch.log_softmax(logits, dim=-1), targets[:, None]
     chosen = logp.gather(-1, at)[:, 0]
-    if not apart:
-        return chosen, -torch.linalg.vecdot(logp.exp(), logp), None
-    return chosen, torch.zeros_like(chosen), _apart(logp.exp_(), at, slope).to(hidden.dtype)
+    entropies = -torch.linalg.vecdot(logp.exp(), logp) if entropy else torch.zeros_like(chosen)
+    return chosen, entropies, _apart(logp.exp_(), at, slope).to(hidden.dtype) if apart else None
 
 
 def _apart(p: Tensor, at: Tensor, slope: Tensor | None, scale: Tensor | None = None) -> Tensor:

@@ -88,7 +88,8 @@ def run(config: OnlineConfig) -> Mapping[str, Any]:
                 judged = reward(flat_prompts, flat)
                 scores = shape(judged, flat_prompts, flat)
                 trees = [answer_tree(prompt, group, encoder) for prompt, group in zip(chosen, groups, strict=True)]
-                readings = read_policy(learner, reference, trees, [range(len(trees))], set(), config.temperature)
+                parts = [range(len(trees))]  # which are learned in pairs
+                readings = read_policy(learner, reference, trees, parts, set(), config.temperature, learned=False)
                 rollouts = gather(chosen, groups, scores, readings)
                 gap = sampler_gap(rollouts)
                 check_gap(gap, step, config)

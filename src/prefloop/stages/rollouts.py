@@ -61,9 +61,10 @@ def read_policy(
     parts: Sequence[Sequence[int]],
     more: AbstractSet[Read],
     temperature: float,
+    learned: bool = True,
 ) -> list[Readings]:
     """Log-probs, entropy and `more`, with a reference its log-probs and the exact KL too, by the learner and in the
-    micro-batches that the update will use."""
+    micro-batches that the update will use. `learned`: that is of these trees as they are."""
     found: list[Readings] = [Readings() for _ in trees]
     for members in parts:
         read: set[Read] = {"logprobs", "entropy", *more}
@@ -72,7 +73,7 @@ def read_policy(
             read,
             temperature=temperature,
             reference=reference,
-            learned=len(parts) == 1,
+            learned=learned and len(parts) == 1,
         )
         for place, reading in zip(members, made, strict=True):
             found[place] = reading
