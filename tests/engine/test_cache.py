@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import weakref
 from typing import Any
 
 import pytest
@@ -87,6 +88,23 @@ def test_the_budget_holds_and_everything_is_answered(
     assert len(found) == len(requests) and max(held) <= need * EACH
     free = {c.id: c.tokens for c in LocalSampler(SOURCE, context=2048).generate(requests)}
     assert {name: c.tokens for name, c in found.items()} == free
+
+
+def test_what_moved_is_held_by_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not by a step of decoding in bf16 either, which is listed once with all that it reads."""
+    resize, moved = Store.resize, 0
+
+    def watched(store: Store, *sizes: int) -> None:
+        nonlocal moved
+        before = [weakref.ref(layer) for layer in store.layers.values() if layer.numel()]
+        resize(store, *sizes)
+        moved += len(before)
+        assert not any(layer() is not None for layer in before)
+
+    monkeypatch.setattr(Store, "resize", watched)
+    source = LoadedModel(tiny_model(5).bfloat16(), tiny_tokenizer(), "tiny", "")
+    assert list(LocalSampler(source, context=2048).generate(make([(8, 3, 100)])))
+    assert moved >= 4
 
 
 def test_a_row_that_does_not_fit_is_refused() -> None:

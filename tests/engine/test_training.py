@@ -34,3 +34,11 @@ def test_a_table_that_is_frozen_or_scaled_is_left_to_autograd() -> None:
     assert scaled.weight.grad is not None and scaled.weight.grad[1].tolist() == [4, 4]
     masters_of([], frozen.requires_grad_(False))
     assert not frozen(torch.tensor([1])).requires_grad
+
+
+def test_a_gradient_that_another_learner_took_is_missed() -> None:
+    layer = nn.Linear(2, 2, bias=False, dtype=torch.bfloat16)
+    for _ in range(2):
+        masters_of([layer.weight], nn.Embedding(1, 1))
+    with pytest.raises(AssertionError, match="another learner"):
+        layer(torch.ones(1, 2, dtype=torch.bfloat16)).sum().backward()

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from prefloop.ops import rows
 from prefloop.ops.rows import LANES, PART, compare_rows, read_rows
 
 SIZES = [1, 3, LANES, LANES + 1, PART - 1, PART + 5, 3 * PART]
@@ -55,3 +56,18 @@ def test_what_is_no_number_is_never_hidden() -> None:
     assert not chosen[:2].isfinite().any() and chosen[2].isfinite()
     compared = compare_rows(broken, broken.clone(), torch.tensor([3, 3, 3]), 1.0)
     assert not compared[0, :2].isfinite().any() and compared[:, 2].isfinite().all()
+
+
+@pytest.mark.parametrize("target", [-100, 7])
+def test_what_is_no_token_is_refused(target: int) -> None:
+    logits, targets = _logits(2, 7, torch.float32), torch.tensor([0, target])
+    with pytest.raises(ValueError, match="but tokens from 0 to 6"):
+        read_rows(logits, targets, 1.0)
+    with pytest.raises(ValueError, match=str(target)):
+        compare_rows(logits, logits, targets, 1.0)
+
+
+def test_without_torchs_threads_torch_reads_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert rows.suits(torch.ones(1)) == (rows.omp("GOMP_parallel") is not None)
+    monkeypatch.setattr(rows, "omp", lambda name: None)
+    assert not rows.suits(torch.ones(1))

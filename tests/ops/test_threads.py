@@ -29,11 +29,30 @@ def test_what_was_compiled_is_kept_for_these_sources(tmp_path: Path, monkeypatch
     assert threads.config.CACHE_DIR == ""
 
 
-def test_without_a_folder_it_compiles_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_cut_off_is_compiled_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads.config, "CACHE_DIR", str(tmp_path))
+    threads._compiled.__wrapped__(norm_fp32)
+    for kept in tmp_path.rglob("*.nb?"):
+        kept.write_bytes(b"")
+    assert threads._compiled.__wrapped__(norm_fp32).address
+
+
+def test_without_a_folder_it_compiles_and_looks_nowhere_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threads.config, "CACHE_DIR", "")
     (tmp_path / "kernels").write_text("in the way")
     monkeypatch.setenv("PREFLOOP_HOME", str(tmp_path))
-    assert threads._compiled.__wrapped__(norm_fp32).address
+    places = [Path(threads.__file__).parent, Path.home() / ".cache" / "numba"]
+    before = {file: file.stat().st_mtime_ns for place in places for file in place.rglob("*.nb?")}
+    compiled = threads._compiled.__wrapped__(norm_fp32)
+    assert compiled.address and compiled.cache_hits == 0
+    assert before == {file: file.stat().st_mtime_ns for place in places for file in place.rglob("*.nb?")}
+
+
+def test_no_home_is_no_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads.config, "CACHE_DIR", "")
+    monkeypatch.delenv("PREFLOOP_HOME", raising=False)
+    monkeypatch.setattr(Path, "expanduser", lambda path: (_ for _ in ()).throw(RuntimeError("no home")))
+    assert threads._folder() == ""
 
 
 def test_what_is_put_off_is_not_run() -> None:

@@ -246,7 +246,7 @@ class LocalLearner(LocalScorer):
             self.weights: list[Tensor] = list(adapter_parameters(self.model).values())
         else:
             self.weights = [p for p in self.model.parameters() if p.requires_grad]
-        self.masters = masters_of(self.weights, loaded.model.get_input_embeddings())
+        self.masters = masters_of(self.weights, loaded.model.get_input_embeddings(), self.unembedding)
         pairs = zip(self.weights, self.masters, strict=True)
         self.unembedding_master = next((master for weight, master in pairs if weight is self.unembedding), None)
         groups: list[dict[str, Any]] = [{"params": self.masters, "lr": 0.0}]

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from prefloop.ops.accumulate import accumulate
 
 
-def masters_of(weights: Sequence[Tensor], embedding: nn.Module) -> list[Tensor]:
-    """What an optimizer steps: of bf16 weights copies in fp32, others themselves. Gradients go there by themselves."""
+def masters_of(weights: Sequence[Tensor], embedding: nn.Module, head: Tensor | None = None) -> list[Tensor]:
+    """What an optimizer steps: of bf16 weights copies in fp32, others themselves. Gradients go there by themselves,
+    but those of the head's weight that token_logprobs puts there."""
     masters = [w.detach().float().clone() if w.dtype != torch.float32 else w for w in weights]
     for weight, master in zip(weights, masters, strict=True):
         if master is not weight:
-            weight.register_post_accumulate_grad_hook(_into(master))  # type: ignore[no-untyped-call]  # torch's own
+            weight.register_post_accumulate_grad_hook(_into(master, weight is head))  # type: ignore[no-untyped-call]  # torch's own
         if type(embedding) is nn.Embedding and embedding.weight is weight and not weight.is_cuda:
             embedding.register_forward_hook(_rows_into(master))
     return masters
@@ -30,11 +31,12 @@ def reserve_gradient(master: Tensor) -> Tensor:
     return master.grad
 
 
-def _into(master: Tensor) -> Any:
-    """A hook that moves a bf16 gradient into its master's fp32 sum."""
+def _into(master: Tensor, elsewhere: bool) -> Any:
+    """A hook that moves a bf16 gradient into its master's fp32 sum, if it has not gone elsewhere."""
 
     def hook(weight: Tensor) -> None:
-        if weight.grad is None:  # the head's, which token_logprobs has put there
+        if weight.grad is None:
+            assert elsewhere, "the model is learned by another learner, which has taken its gradient"
             return
         if master.grad is None:
             master.grad = weight.grad.float()

@@ -122,7 +122,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 @njit(fastmath=FAST, inline="always")
 def _draw(numbers: Any, kind: Any) -> None:
     """See `draw`: rows until none is left."""
-    p = carray(numbers, (9,))
+    p = carray(numbers, (8,))
     rows, size, width = p[1], p[2], p[3]
     row = ticket(numbers)
     if row >= rows:
@@ -187,7 +187,7 @@ def draw(
     reals = torch.stack([temperatures.double(), uniforms.double(), torch.full_like(uniforms, softcap or 0).double()])
     tokens, logprobs = torch.empty(len(logits), dtype=torch.int64), torch.empty(len(logits))
     addresses = [x.data_ptr() for x in (logits, reals, tokens, logprobs)]
-    numbers = np.array([0, *logits.shape, width, *addresses, 0], np.int64)
+    numbers = np.array([0, *logits.shape, width, *addresses], np.int64)
     shared_out({torch.bfloat16: _draw_bf16, torch.float32: _draw_fp32}[logits.dtype], numbers, len(logits))
     return tokens, logprobs
 

@@ -11,14 +11,16 @@ from numba import carray, njit
 from torch import Tensor
 
 from prefloop.ops.kernels import exp_row, narrow, widen
-from prefloop.ops.threads import FAST, pointer, shared_out, ticket
+from prefloop.ops.threads import FAST, omp, pointer, shared_out, ticket
 
 PART = 4096  # numbers of a row at a time
 LANES = 16
 
 
 def suits(logits: Tensor) -> bool:
-    return logits.device.type == "cpu" and logits.dtype in (torch.bfloat16, torch.float32)
+    """Where torch's threads are not ours to use, its own passes are faster."""
+    kind = logits.device.type == "cpu" and logits.dtype in (torch.bfloat16, torch.float32)
+    return kind and omp("GOMP_parallel") is not None
 
 
 @njit(fastmath=FAST, inline="always")
@@ -95,14 +97,22 @@ def _read_fp32(numbers: Any) -> None:
 def read_rows(logits: Tensor, targets: Tensor, temperature: float, *, apart: bool = False) -> tuple[Tensor, Tensor]:
     """log p(target) and the entropy of p = softmax(z / temperature), [R] each, of logits z [R, V]. With `apart`,
     p - 1_t stands in their place after it."""
-    assert logits.is_contiguous() and targets.dtype == torch.int64
-    targets = targets.contiguous()
+    assert logits.is_contiguous()
+    targets = _within(targets, logits.shape[1])
     out = torch.empty(2, len(logits))
     addresses = [x.data_ptr() for x in (logits, targets, *out)]
     numbers = np.array([0, *logits.shape, apart, 0, *addresses], np.int64)
     numbers[4:5].view(np.float64)[0] = 1 / temperature
     shared_out({torch.bfloat16: _read_bf16, torch.float32: _read_fp32}[logits.dtype], numbers, len(logits))
     return out[0], out[1]
+
+
+def _within(targets: Tensor, size: int) -> Tensor:
+    """As kernels read them, which would read beside a row what is no token."""
+    assert targets.dtype == torch.int64
+    if len(targets) and not 0 <= targets.min() <= targets.max() < size:
+        raise ValueError(f"targets run from {targets.min()} to {targets.max()}, but tokens from 0 to {size - 1}")
+    return targets.contiguous()
 
 
 @njit(fastmath=FAST, inline="always")
@@ -160,8 +170,8 @@ def _compare_fp32(numbers: Any) -> None:
 def compare_rows(logits_p: Tensor, logits_q: Tensor, targets: Tensor, temperature: float) -> Tensor:
     """[4, R]: log p and log q of the targets, the entropy of p and KL(p || q), of two models' logits [R, V]."""
     assert logits_p.is_contiguous() and logits_q.is_contiguous() and logits_p.shape == logits_q.shape
-    assert logits_p.dtype == logits_q.dtype and targets.dtype == torch.int64
-    targets, out = targets.contiguous(), torch.empty(4, len(logits_p))
+    assert logits_p.dtype == logits_q.dtype
+    targets, out = _within(targets, logits_p.shape[1]), torch.empty(4, len(logits_p))
     addresses = [x.data_ptr() for x in (logits_p, logits_q, targets, out)]
     numbers = np.array([0, *logits_p.shape, 0, *addresses], np.int64)
     numbers[3:4].view(np.float64)[0] = 1 / temperature

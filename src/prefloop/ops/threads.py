@@ -12,8 +12,9 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import torch
@@ -49,17 +50,29 @@ def pointer(_: Any, address: Any, kind: Any) -> Any:
     return types.CPointer(kind.instance_type)(address, kind), generate
 
 
+def _folder() -> str:
+    """Where what was compiled from these sources is kept; nothing where no file can be made there. Numba would look
+    elsewhere then, and its key is one file, not what that calls."""
+    try:
+        home = config.CACHE_DIR or Path(os.environ.get("PREFLOOP_HOME") or "~/.cache/prefloop").expanduser() / "kernels"
+        folder = Path(home) / _SOURCES.hexdigest()[:16]
+        folder.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=folder).close()
+    except (RuntimeError, OSError):  # the first where no home is known
+        return ""
+    return str(folder)
+
+
 @cache
 def _compiled(function: Function) -> Any:
     """As a C function, compiled once on this machine; where nothing can be kept, once a process."""
-    signature = types.void(types.CPointer(types.int64))
-    before = config.CACHE_DIR
-    home = before or Path(os.environ.get("PREFLOOP_HOME") or "~/.cache/prefloop").expanduser() / "kernels"
-    config.CACHE_DIR = str(Path(home) / _SOURCES.hexdigest()[:16])  # numba's own key is one file, not what it calls
+    compiler = partial(cfunc, types.void(types.CPointer(types.int64)), fastmath=FAST, error_model="numpy")
+    folder, before = _folder(), config.CACHE_DIR
     try:
-        return cfunc(signature, fastmath=FAST, error_model="numpy", cache=True)(function)
-    except (RuntimeError, OSError):  # no folder that can be written, or no room in it
-        return cfunc(signature, fastmath=FAST, error_model="numpy")(function)
+        config.CACHE_DIR = folder or before
+        return compiler(cache=bool(folder))(function)
+    except Exception:  # what is kept there was cut off, or has no room: what cannot be compiled fails again
+        return compiler()(function)
     finally:
         config.CACHE_DIR = before
 
