@@ -41,7 +41,7 @@ The quickstart's task on SmolLM2-135M, {seeds} seeds; the same SFT model, labels
 none) reward model. Win rates are the rubric's preference against SFT on held-out prompts, not that of people, with
 95 % intervals over prompts; the spread is from the least to the most over seeds. KL to SFT in nats per response, length
 in tokens, minutes of the method's own stage; SFT, answers, labels and reward model took {before} more. Measured on
-{cpu}, {cores} cores, torch {torch}, by `python benchmarks/methods.py`.
+{cpu}, {cores} cores, torch {torch}, by `python benchmarks/methods.py --methods {methods}`.
 
 {table}
 ![Win rate by KL and by cost, a point a seed](../../benchmarks/results/methods.svg)
@@ -164,7 +164,11 @@ def main(arguments: list[str] | None = None) -> int:
     figure.savefig(options.out / "methods.png", dpi=110)
     before, rest = options.page.read_text(encoding="utf-8").split(BEGIN)
     text = MEASURED.format(
-        **running.machine(), seeds=len(minutes), before=f"{statistics.median(minutes):.1f}", table=table(figures)
+        **running.machine(),
+        seeds=len(minutes),
+        methods=" ".join(methods),
+        before=f"{statistics.median(minutes):.1f}",
+        table=table(figures),
     )
     write_atomic(options.page, before + BEGIN + text + END + rest.split(END)[1])
     print(json.dumps(answer, indent=None if options.json else 2))
