@@ -35,6 +35,9 @@ def test_what_was_cut_off_is_compiled_again(tmp_path: Path, monkeypatch: pytest.
     for kept in tmp_path.rglob("*.nb?"):
         kept.write_bytes(b"")
     assert threads._compiled.__wrapped__(norm_fp32).address
+    assert not [*tmp_path.rglob("*.nb?")]
+    threads._compiled.__wrapped__(norm_fp32)
+    assert len([*tmp_path.rglob("*norm_fp32*")]) == 2
 
 
 def test_without_a_folder_it_compiles_and_looks_nowhere_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache, partial
 from pathlib import Path
+from shutil import rmtree
 from tempfile import TemporaryFile
 from typing import Any
 
@@ -71,7 +72,8 @@ def _compiled(function: Function) -> Any:
     try:
         config.CACHE_DIR = folder or before
         return compiler(cache=bool(folder))(function)
-    except Exception:  # what is kept there was cut off, or has no room: what cannot be compiled fails again
+    except Exception:  # what is kept there was cut off, or has no room; what cannot be compiled fails again
+        rmtree(folder, ignore_errors=True)
         return compiler()(function)
     finally:
         config.CACHE_DIR = before
