@@ -52,6 +52,7 @@ class Site:
         self._thread.join()
 
     def context(self, name: str = "ada", **named: Any) -> BrowserContext:
+        """Its routes are set before a page begins: one that stands takes a moment to heed them."""
         made = self._browser.new_context(base_url=self.url, **named)
         made.set_default_timeout(WAIT)
         self._contexts.append(made)
@@ -516,8 +517,8 @@ def test_line_30_an_answer_that_never_left_goes_out_from_any_later_page(stage: S
 def test_line_30_an_answer_waits_for_its_labeler_whoever_signs_in_meanwhile(stage: Stage) -> None:
     site = stage(plain(overlap=2), many(2))
     context = site.context()
-    page = site.begin(context)
     context.route("**/submit", lambda route: route.abort())
+    page = site.begin(context)
     page.keyboard.press("3")
     page.keyboard.press("Enter")
     expect(page.get_by_text("Not saved yet")).to_be_visible()
@@ -603,8 +604,7 @@ def test_line_23_an_answer_whose_reply_was_lost_is_one_label(stage: Stage) -> No
         else:
             route.continue_()
 
-    # Before the page: one that is there already takes a moment to heed it.
-    context.route(re.compile("/submit$"), lose)
+    context.route("**/submit", lose)
     page = site.begin(context)
     page.keyboard.press("2")
     onward(page, lambda: page.keyboard.press("Enter"))
@@ -613,13 +613,14 @@ def test_line_23_an_answer_whose_reply_was_lost_is_one_label(stage: Stage) -> No
 
 def test_line_28_an_answer_that_the_server_cannot_keep_stays_in_the_browser(stage: Stage) -> None:
     site = stage(plain(), many(2))
-    page = site.begin()
+    context = site.context()
+    context.route("**/submit", lambda route: route.fulfill(status=503, body="{}"))
+    page = site.begin(context)
     before = page.url
-    page.route(re.compile("/submit$"), lambda route: route.fulfill(status=503, body="{}"))
     fill_in(page)
     page.get_by_role("button", name="Submit").click()
     expect(page.get_by_text("Not saved yet: the server is in trouble")).to_be_visible()
-    page.unroute(re.compile("/submit$"))
+    context.unroute("**/submit")
     expect(page).not_to_have_url(before, timeout=WAIT)
     assert [judgment.rationale for judgment in site.here.judgments().values()] == ["half a thought"]
 
