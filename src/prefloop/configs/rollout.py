@@ -116,9 +116,9 @@ class SampledConfig(Config):
     max_tokens: int = Field(default=64, ge=1)
     """Longest answer in tokens, stop token included."""
     rollout_dtype: Literal["same", "int8"] = "same"
-    """int8 samples on a CPU by quantised weights, faster and not quite from the policy; every token's (rloo,
-    gspo: answer's; online: none) share of a policy gradient is then multiplied by its importance, at most 2 (Yao et al.
-    2025)."""
+    """int8 samples on a CPU by quantised weights, not quite from the policy, and no faster where the CPU multiplies
+    bf16; every token's (rloo, gspo: answer's; online: none) share of a policy gradient is then multiplied by its
+    importance, at most 2 (Yao et al. 2025)."""
     missing_stop_score: float | None = -1.0
     """Most that an answer scores which is empty or did not end by itself, in stds within prompts; none keeps the
     model's score."""
