@@ -37,7 +37,7 @@ from prefloop.types import Preference
 
 HERE = Path(__file__).parent
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-NEW_TOKENS, PROMPT_TOKENS, GROUP = 48, 64, 8
+PROMPT_TOKENS, GROUP = 64, 8
 ROWS_AT_LEAST = 64  # comparisons, to fill a forest and the prompts of decoding
 TRAINING = {
     "sft": "examples/s",
@@ -71,12 +71,23 @@ class Plan:
     longest: int = 512  # tokens of a prompt with its longer answer
     completions: int = 16
     new_tokens: int = 64  # of a completion
+    decoded: int = 48  # tokens, of an answer of the decode jobs
     ceiling_seconds: float = 3.0
     vllm_compiles: bool = True  # minutes a job, for about a seventh more speed
+    apart: bool = True  # peers that are not of equal precision too
 
 
 QUICK = Plan(
-    warm=1, counted=1, batch=2, longest=256, completions=8, new_tokens=32, ceiling_seconds=0.5, vllm_compiles=False
+    warm=1,
+    counted=1,
+    batch=2,
+    longest=256,
+    completions=8,
+    new_tokens=16,
+    decoded=16,
+    ceiling_seconds=0.5,
+    vllm_compiles=False,
+    apart=False,
 )
 
 
@@ -115,7 +126,7 @@ def processes(jobs: Sequence[str]) -> dict[str, list[str]]:
 
 
 def groups(
-    process: str, options: argparse.Namespace, data: str, known: Mapping[str, Any]
+    process: str, options: argparse.Namespace, data: str, known: Mapping[str, Any], apart: bool
 ) -> list[dict[str, Sequence[str]]]:
     """What to start for a process, by name, in groups that take turns: ours and each peer of whose environment the
     Python is named. Peers that train come one at a time, for several do not fit into memory."""
@@ -131,9 +142,10 @@ def groups(
             own["vllm_cpu"] = program(options.vllm, "vllm_job.py")
         if options.llama:
             own["llama_cpp"] = program(options.llama, "llama_job.py")
-            own["llama_cpp_q4"] = program(options.llama, "llama_job.py", quantized=True)
+            if apart:
+                own["llama_cpp_q4"] = program(options.llama, "llama_job.py", quantized=True)
     elif process in TRAINING and options.trl:
-        settings = ("default", "best", "bf16") if known["dtype"] == "bf16" else ("default", "best")
+        settings = ("default", "best", "bf16") if apart and known["dtype"] == "bf16" else ("default", "best")
         return [own | {f"trl_{setting}": program(options.trl, "trl_job.py", setting=setting)} for setting in settings]
     return [own]
 
@@ -233,7 +245,7 @@ def main(arguments: list[str] | None = None, device: str = "cpu") -> int:
             data, known = Path(scratch) / process, {"dtype": dtype, "threads": options.threads, "device": device}
             known |= {"compiles": options.compile, "seconds": plan.ceiling_seconds / 4}
             if process == "decode":
-                known |= {"new_tokens": NEW_TOKENS, "prompt_tokens": PROMPT_TOKENS, "compile": plan.vllm_compiles}
+                known |= {"new_tokens": plan.decoded, "prompt_tokens": PROMPT_TOKENS, "compile": plan.vllm_compiles}
                 shapes = {job: (prompts_of(rows, loaded.tokenizer, DECODE[job][0]), DECODE[job][1]) for job in jobs}
                 data.write_text(json.dumps(shapes), encoding="utf-8")
             else:
@@ -241,7 +253,7 @@ def main(arguments: list[str] | None = None, device: str = "cpu") -> int:
                 known |= {"batch": batch, "group": GROUP, "new_tokens": plan.new_tokens, "max_length": plan.longest}
                 data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
             outcomes: dict[str, list[Outcome]] = {job: [] for job in jobs}
-            for programs in groups(process, options, str(data), known):
+            for programs in groups(process, options, str(data), known, plan.apart):
                 for job, outcome in side_by_side(programs, jobs, plan.warm, plan.counted):
                     for own in OWN & outcome.failed.keys():
                         raise SystemExit(f"cpu.py: our own {job} failed ({own}): {outcome.failed[own]}")

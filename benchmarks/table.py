@@ -276,7 +276,7 @@ def page(results: Results) -> str:
 
 INTRODUCTION = """# Benchmarks
 
-    make bench DATA=comparisons.jsonl [QUICK=1]    # on the CPU; quick: one counted step a job
+    make bench DATA=comparisons.jsonl [QUICK=1]    # on the CPU; quick: one counted step a job, 14 minutes on 2 cores
     make bench-gpu DATA=comparisons.jsonl          # on an NVIDIA GPU
 
 Ours and each peer take their steps in turn (A B A B) on the same rows of real comparisons, with the same model
