@@ -24,7 +24,8 @@ from prefloop.data import jsonl
 from prefloop.evals.winrate import SliceRate
 from prefloop.models.load import LoadedModel
 from prefloop.models.tiny import tiny_model, tiny_tokenizer
-from prefloop.types import Pair
+from prefloop.types import Message, Pair, Preference, Prompt
+from tests.serving import by_rule, serving
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
@@ -42,6 +43,7 @@ sys.path[:0] = [str(FOLDER), str(FOLDER / "claims")]  # as for a script that run
 quickstart, kl_control, cpu = script("quickstart.py"), script("claims/kl_control.py"), script("cpu.py")
 ceiling, side_by_side, table = script("ceiling.py"), script("side_by_side.py"), script("table.py")
 running, growth, exactness = script("running.py"), script("growth.py"), script("exactness.py")
+judge = script("judge.py")
 reliability, t19 = script("claims/labeler_reliability.py"), script("claims/T19.py")
 
 
@@ -416,3 +418,35 @@ def test_generate_takes_a_step(tmp_path: Path) -> None:
     program = (sys.executable, "generate_job.py", "decode", str(model), str(data), json.dumps(options))
     outcomes = dict(side_by_side.side_by_side({"generate": program}, list(SHAPES), warm=1, counted=1))
     assert all(outcome.failed == {} and outcome.found["generate"].rate > 0 for outcome in outcomes.values())
+
+
+@pytest.mark.parametrize(
+    ("rule", "agreement", "consistent", "code"),
+    [(lambda a, b: float(len(a) > len(b)), 0.75, 1.0, 0), (lambda a, b: 0.9, 0.5, 0.0, 1)],
+    ids=["the longer", "the first"],
+)
+def test_a_judge_is_held_against_people_whatever_the_order_of_the_file(
+    rule: Callable[[str, str], float],
+    agreement: float,
+    consistent: float,
+    code: int,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """People chose the longer in three of four pairs, and the file has what they chose first."""
+    pairs = []
+    for i in range(80):
+        prompt = Prompt(id=str(i), messages=(Message(role="user", content=f"Say {i}."),))
+        texts = ("Yes.", f"Yes, {'very ' * 10}much so.")
+        items = tuple(jsonl.text_completion(prompt, text) for text in (texts[::-1] if i % 4 else texts))
+        pairs.append(Preference(prompt=prompt, items=items, target=1.0))
+    jsonl.write_jsonl(tmp_path / "pairs.jsonl", pairs)
+    with serving(by_rule(rule)) as url:
+        assert (
+            judge.main(["--data", str(tmp_path / "pairs.jsonl"), "--model", "m", "--endpoint", url, "--json"]) == code
+        )
+    found = json.loads(capsys.readouterr().out)
+    assert found["agreement"]["share"] == pytest.approx(agreement) and found["consistent"] == consistent
+    assert found["longer"]["share"] == pytest.approx(0.75) and (found["pairs"], found["cant_judge"]) == (80, 0)
+    assert abs(found["shuffled"]["share"] - 0.5) < 0.15
+    assert abs(found["first_order_alone"]["share"] - agreement) < 0.15

@@ -57,7 +57,7 @@ Overrides = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key, for example ppo.kl.target=4; repeatable."),
 ]
 Annotator = Annotated[
-    Literal["simulated", "people"] | None,
+    Literal["simulated", "people", "judge"] | None,
     typer.Option("--annotator", help="Who compares answers; short for --set label.annotator=..."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and everything else on stderr.")]

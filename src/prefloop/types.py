@@ -142,7 +142,7 @@ class Judgment:
 class Preference:
     """What a reward model or DPO learns from: `target` = probability that items[0] is better than items[1],
     or a `ranking` of all items. `group` ties preferences over one prompt to one tree. `simulated`: no real
-    person had a say."""
+    person had a say; `judges`: but these models."""
 
     prompt: Prompt
     items: tuple[Completion, ...]
@@ -152,6 +152,12 @@ class Preference:
     margin: float = 0.0
     group: str = ""
     simulated: bool = False
+    judges: tuple[str, ...] = ()
+
+    @property
+    def by_rubric(self) -> bool:
+        """Whether simulated people gave it, whose truth is the rubric."""
+        return self.simulated and not self.judges and bool(self.prompt.checks)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -152,6 +152,12 @@ def test_a_loaded_stage_is_what_its_json_says(stage: str, seed: int, name: str) 
             [],
             ["online.panel gives its own", "leave out controls"],
         ),
+        (
+            'name = "a"\ncontrols = true\nstages = ["sft", "collect", "label", "reward", "online", "evaluate"]\n'
+            '[online]\njudges = [{name = "judge-a", model = "tiny"}]',
+            [],
+            ["online.judges gives its own", "leave out controls"],
+        ),
         ('name = "a"', ["sft.optim.betas=[1.0,0.9]"], ["[sft.optim.betas] 0", "1.0", "less than 1"]),
         ('name = "a"', ["ppo.kl.coef=-1"], ["[ppo.kl] coef", "-1", "greater than or equal to 0"]),
         ('name = "a"', ["ppo.kl=3"], ["[ppo] kl", "3"]),

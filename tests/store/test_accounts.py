@@ -112,7 +112,7 @@ def test_good_names(name: str) -> None:
 
 BAD_NAMES = ["", " ", " a", "a ", ".", "..", "a" * 41, "a\n", "a\r\nSet-Cookie: x", "a\0b", "a/b", "a%b", "<b>", "a'b"]
 ODD_NAMES = ["\u0430da", "ada\u202e", "a\u200bb", "a\u0301", "\u00b2", "\uff21da"]
-KEPT_NAMES = ["simulated", "Simulated:7", "simulatedx", "PREFLOOP"]
+KEPT_NAMES = ["simulated", "Simulated:7", "simulatedx", "judge-a", "PREFLOOP"]
 
 
 @pytest.mark.parametrize("name", BAD_NAMES + ODD_NAMES + KEPT_NAMES)

@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from prefloop.configs.campaign import CampaignConfig
+from prefloop.configs.judge import JudgeConfig
 from prefloop.configs.shared import Config, EngineConfig
 
 
@@ -62,26 +63,37 @@ class LabelConfig(Config):
     """A collect run folder, or JSONL of prompts with completions."""
     pairs: int = Field(default=6, ge=1)
     """Pairs drawn per prompt (at most all pairs)."""
-    annotator: Literal["simulated", "people"] = "simulated"
-    """Who compares: the simulated panel, or people at the pages of `prefloop serve`, for whom the stage waits."""
+    annotator: Literal["simulated", "people", "judge"] = "simulated"
+    """Who compares: the simulated panel; people at the pages of `prefloop serve`, for whom the stage waits; or model
+    judges."""
     panel: tuple[AnnotatorConfig, ...] = (
         AnnotatorConfig(name="simulated-85", accuracy=0.85),
         AnnotatorConfig(name="simulated-80", accuracy=0.80),
         AnnotatorConfig(name="simulated-75", accuracy=0.75),
     )
     """Simulated annotators; each judges every pair."""
+    judges: tuple[JudgeConfig, ...] = ()
+    """Models that judge; each judges every pair, in both orders."""
     campaign: CampaignConfig = CampaignConfig()
     """What people are asked, where the run has no campaign yet."""
     margins: bool = False
     """Let how much better people found an answer be a margin of the loss: 1 for much, 2/3, 1/3, 0 for barely."""
     database: str = ""
     """SQLAlchemy URL of the label store; empty takes prefloop.db in the workspace."""
+    engine: EngineConfig = EngineConfig()
+    """Precision and threads of judges that run here."""
     seed: int = 0
     """Seed of pair choice and of the annotators."""
 
     @model_validator(mode="after")
     def _annotators_differ(self) -> Self:
-        names = [annotator.name for annotator in self.panel]
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"panel has two annotators named {twice[0]!r}; each needs a name of its own")
+        for kind, names in (("panel", [a.name for a in self.panel]), ("judges", [j.name for j in self.judges])):
+            if twice := sorted({name for name in names if names.count(name) > 1}):
+                raise ValueError(f"{kind} has two annotators named {twice[0]!r}; each needs a name of its own")
+        return self
+
+    @model_validator(mode="after")
+    def _judges_are_asked(self) -> Self:
+        if (self.annotator == "judge") != bool(self.judges):
+            raise ValueError("annotator 'judge' and judges go together: give both, or neither")
         return self

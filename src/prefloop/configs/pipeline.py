@@ -97,8 +97,11 @@ class RecipeConfig(Config):
                 "the negative control shuffles labels, and no stage learns from any; leave out controls, or add the "
                 "stage reward or direct"
             )
-        if self.controls and "online" in self.stages and self.online.get("panel"):
-            raise ValueError("the negative control shuffles labels, and online.panel gives its own; leave out controls")
+        own = next((key for key in ("panel", "judges") if self.online.get(key)), "")
+        if self.controls and "online" in self.stages and own:
+            raise ValueError(
+                f"the negative control shuffles labels, and online.{own} gives its own; leave out controls"
+            )
         if self.rounds and not set(TRAINED) & set(self.stages):
             raise ValueError(
                 f"a round trains a policy; add a stage of {', '.join(TRAINED)} to stages, or leave out rounds"

@@ -127,6 +127,7 @@ def _figures(
         "rm_longer_wins": reward and reward.longer_wins,
         "rm_shorter_wins": reward and reward.shorter_wins,
         "simulated": bool(label["simulated"]) if label else None,
+        "judges": list(label.get("judges", ())) if label else [],
     }
 
 
@@ -240,7 +241,8 @@ def terminal_summary(report: Mapping[str, Any]) -> Group:
     lines = [Text.assemble((f"{marks[v.state][0]} ", marks[v.state][1]), v.text) for v in verdicts(report)]
     cost = Text(f"{report['run']}: {report['minutes']:.1f} minutes.", style="bold")
     if report["simulated"]:
-        cost.append(" Labels and preferences are simulated by a rubric, not given by people.", style="yellow")
+        by = f"given by models ({', '.join(report['judges'])})" if report["judges"] else "simulated by a rubric"
+        cost.append(f" Labels and preferences are {plain(by)}, not given by people.", style="yellow")
     parts: list[Text | Table] = [cost, *lines]
     if report["slices"]:
         table = Table("slice", "win rate", "95% interval", "prompts", box=None, header_style="dim", pad_edge=False)

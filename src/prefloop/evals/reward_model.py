@@ -63,7 +63,7 @@ def heldout_pairs(preferences: Sequence[Preference], scores: Mapping[tuple[str, 
     """All pairs of different answers, with the scores of (prompt id, answer id). Noise-free scores are the rubric's for
     simulated annotators and prompts with checks, else None."""
     pairs = distinct_pairs(preferences)
-    known = all(p.simulated and p.prompt.checks for p in pairs)
+    known = all(p.by_rubric for p in pairs)
     made = []
     for pair in pairs:
         a, b = pair.items

@@ -94,7 +94,7 @@ def gold_reward(config: EvaluateRewardConfig, heldout: Sequence[Preference]) -> 
     """What counts as the truth; None where nothing does."""
     if config.gold:
         return resolve_reward(config.gold, config.engine)
-    return rubric if all(p.simulated and p.prompt.checks for p in heldout) else None
+    return rubric if all(p.by_rubric for p in heldout) else None
 
 
 def new_samples(source: str) -> list[tuple[Prompt, Completion]]:

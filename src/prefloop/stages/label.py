@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from prefloop.annotators.judge import judge_parents
 from prefloop.annotators.simulated import Annotator, judge
 from prefloop.configs.collect import LabelConfig
+from prefloop.configs.judge import PREFIX
 from prefloop.data.jsonl import content_id, make_completion, read_preferences, write_jsonl
 from prefloop.data.pairing import comparison_id, first_wins, pair_completions
 from prefloop.data.rows import read_rows
@@ -19,17 +21,18 @@ from prefloop.data.sources import samples_file
 from prefloop.ops.agreement import krippendorff_alpha, percent_agreement, tally
 from prefloop.rewards.rubric import rubric
 from prefloop.run import Run, progress
-from prefloop.stages import people
+from prefloop.stages import judges, people
 from prefloop.store.labels import open_store
 from prefloop.types import Comparison, Completion, Demonstration, Judgment, Preference, PrefloopError, Prompt, Score
 
 
 def run(config: LabelConfig, *, wait: bool = True) -> Mapping[str, Any]:
-    """Pair, have every pair judged by the panel or by people, and write preferences.jsonl. Of people also what they
-    wrote themselves, as demonstrations.jsonl, and what failed in conversations, as negatives.jsonl. Simulated people
-    are named so. Where people have labels to give it waits for them, or with `wait` false raises PrefloopError, which
-    says so; the same call goes on."""
-    with Run.open(config.out, config, stage="label", parents={"completions": config.completions}) as run:
+    """Pair, have every pair judged by the panel, by models or by people, and write preferences.jsonl. Of people also
+    what they wrote themselves, as demonstrations.jsonl, and what failed in conversations, as negatives.jsonl. Simulated
+    people and models are named so. Where people have labels to give it waits for them, or with `wait` false raises
+    PrefloopError, which says so; the same call goes on."""
+    parents = {"completions": config.completions} | judge_parents(config.judges)
+    with Run.open(config.out, config, stage="label", parents=parents) as run:
         if run.finished:
             _refuse_newer_labels(config, run)
             return run.result
@@ -37,6 +40,8 @@ def run(config: LabelConfig, *, wait: bool = True) -> Mapping[str, Any]:
         comparisons = pair_completions(answers, list(prompts.values()), pairs=config.pairs, seed=config.seed)
         if config.annotator == "people":
             return _by_people(config, run, comparisons, wait)
+        if config.annotator == "judge":
+            return _by_judges(config, run, comparisons)
         return _by_panel(config, run, comparisons)
 
 
@@ -64,6 +69,24 @@ def _by_panel(config: LabelConfig, run: Run, comparisons: Sequence[Comparison]) 
             **agreement(judgments),
             "annotators": _accuracies(comparisons, judgments, scores),
             "simulated": all(preference.simulated for preference in preferences),
+        }
+    )
+
+
+def _by_judges(config: LabelConfig, run: Run, comparisons: Sequence[Comparison]) -> Mapping[str, Any]:
+    if run.last_step < 0:
+        run.log(0, {"comparisons": len(comparisons)})  # binds the settings: judgments are kept as they come
+    judgments, simulated = judges.ask(config, str(run.path), comparisons)
+    preferences = to_preferences(comparisons, judgments, simulated)
+    write_jsonl(run.path / "preferences.jsonl", preferences)
+    return run.finish(
+        {
+            "comparisons": len(comparisons),
+            "judgments": len(judgments),
+            **agreement(judgments),
+            "annotators": judges.figures(comparisons, judgments),
+            "simulated": all(preference.simulated for preference in preferences),
+            "judges": [judge.name for judge in config.judges],
         }
     )
 
@@ -158,6 +181,8 @@ def to_preferences(
     for comparison, mine in _votes(comparisons, judgments):
         about: dict[str, Any] = {"prompt": comparison.prompt, "items": comparison.items, "group": comparison.prompt.id}
         about["simulated"] = all(simulated[judgment.annotator] for judgment in mine)
+        models = tuple(sorted(j.annotator for j in mine if j.annotator.startswith(PREFIX)))
+        about["judges"] = models if about["simulated"] else ()
         if len(comparison.items) > 2:
             weight = 1 / len(mine) / math.comb(len(comparison.items), 2)
             made += [Preference(**about, ranking=judgment.ranking, weight=weight) for judgment in mine]

@@ -1,5 +1,6 @@
-"""Online DPO (online AI feedback: Guo et al. 2024, arXiv 2402.04792): each step the current policy answers, a reward or
-a panel says which of two answers is better, and the policy is fitted on those pairs against a fixed reference."""
+"""Online DPO (online AI feedback: Guo et al. 2024, arXiv 2402.04792): each step the current policy answers, a reward,
+model judges or a panel say which of two answers is better, and the policy is fitted on those pairs against a fixed
+reference."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from prefloop.annotators.judge import build_judge, by_judges, judge_parents
 from prefloop.annotators.simulated import Annotator
 from prefloop.annotators.simulated import judge as ask
 from prefloop.configs.online import OnlineConfig
@@ -52,7 +54,9 @@ from prefloop.types import Comparison, Pair, Sampling, Score, Tree
 def run(config: OnlineConfig) -> Mapping[str, Any]:
     """Train the policy; returns the result with its path. The same call continues an interrupted run exactly."""
     parent = resolve_checkpoint(config.policy)
-    sources = {} if config.panel else reward_sources(config)
+    sources = judge_parents(config.judges)
+    if not (config.panel or config.judges):
+        sources = reward_sources(config)
     with Run.open(config.out, config, stage="online", parents={"policy": parent, **sources}) as run:
         if run.finished:
             return run.result
@@ -69,7 +73,9 @@ def run(config: OnlineConfig) -> Mapping[str, Any]:
         samplings = [Sampling(temperature=config.temperature, max_tokens=config.max_tokens)] * config.group
         start, state = resume(run, learner, parent)
         mix = config.mix and MixedReward(config.mix, config.reward, config.engine, state.get("mix", {}))
-        reward = mix or resolve_reward("rubric" if config.panel else config.reward, config.engine)
+        judges = [build_judge(judge, config.engine, config.seed) for judge in config.judges]
+        named = "rubric" if config.panel else config.reward
+        reward = mix or (by_judges(judges, config.group) if judges else resolve_reward(named, config.engine))
         shape = Shaping(ShapingConfig(), config.missing_stop_score, {}, {})
         params = {"beta": config.beta, "temperature": config.temperature}
 

@@ -154,7 +154,8 @@ def inputs(recipe: RecipeConfig, stage: str, number: int = 0) -> dict[str, Any]:
         "ppo": rollouts,
         "group": rollouts,
         "direct": {"policy": policy, "preferences": preferences},
-        "online": rollouts | {"reward": "" if recipe.online.get("panel") else of("reward")},
+        "online": rollouts
+        | {"reward": "" if recipe.online.get("panel") or recipe.online.get("judges") else of("reward")},
         "evaluate": {
             "policy": of(trained(recipe)),
             "baselines": (start, recipe.model) if start != recipe.model else (start,),

@@ -325,7 +325,14 @@ def _preference(row: Mapping[str, Json]) -> dict[str, Json]:
         "margin": 0.0 if several else pairs[0]["margin"],
         "group": row["group"],
         "simulated": row["simulated"],
+        "judges": _judges(row),
     }
+
+
+def _judges(row: Mapping[str, Json]) -> list[str]:
+    """The models that labeled where no person did: they give probabilities, simulated people rankings."""
+    said = [label["judgment"] for label in row["labels"] if row["simulated"] and label["status"] in STANDING]
+    return sorted({judgment["annotator"] for judgment in said if judgment["probability"] is not None})
 
 
 def _ranking(size: int, pairs: Sequence[Mapping[str, Json]]) -> list[int]:
