@@ -34,7 +34,7 @@ def judge(endpoint: str, **rest: Any) -> JudgeConfig:
         (reply("An", {"An": 0.9, "Bad": 0.05}), None),
         (reply("") | {"choices": []}, None),
     ],
-    ids="log-probs,spaces,one letter,neither,text A,text B,bracket,a word,words,nothing".split(","),
+    ids=["log-probs", "spaces", "one letter", "neither", "text A", "text B", "bracket", "a word", "words", "nothing"],
 )
 def test_a_reply_is_read(said: dict[str, Any], expected: float | None) -> None:
     asked: list[dict[str, Any]] = []
