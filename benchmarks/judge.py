@@ -59,6 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         **asked,
     )
     decided = [p for p in distinct_pairs(read_preferences(options.data, skip_bad=True)) if p.target != 0.5]
+    if not decided or options.pairs < 1:
+        raise SystemExit(f"judge.py: no pair to ask of {options.data}: give comparisons that people decided.")
     chance = random.Random(0)
     pairs = chance.sample(decided, min(options.pairs, len(decided)))
     pairs = [turned(pair) if chance.random() < 0.5 else pair for pair in pairs]
@@ -96,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "principles": config.principles,
         "pairs": len(pairs),
         **found,
-        **figures(comparisons, [j for _, j in told])["judge-measured"],
+        **figures([config], comparisons, [j for _, j in told], {})["judge-measured"],
     }
     print(json.dumps(answer, indent=None if options.json else 2))
     return int(found["agreement"]["low"] <= 0.5)

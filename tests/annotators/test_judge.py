@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from prefloop.annotators.judge import Judge, Question, build_judge, by_judges, local, question
+from prefloop.annotators.judge import Judge, Question, agree, build_judge, by_judges, local, question
 from prefloop.configs.judge import JudgeConfig
 from prefloop.configs.shared import EngineConfig
 from prefloop.data.chat import encode_prompt, encode_text
@@ -91,10 +91,29 @@ def test_both_orders_count_alike() -> None:
     )
 
 
+def test_orders_that_disagree_decide_nothing_among_answers() -> None:
+    """What stands first is taken with 0.97, of one a hair more than of the other: no preference of theirs."""
+    swayed = Judge(CONFIG, reads(lambda a, b: 0.97 if a == "x" else 0.966), seed=0)
+    (said,) = swayed([comparison("x", "y")])
+    assert said.probability is not None and said.probability > 0.5 and not agree(said)
+    prompt = Prompt(id="p", messages=(Message(role="user", content="Hi"),))
+    sure = Judge(CONFIG, reads(lambda a, b: 0.9 if a == "x" else 0.1), seed=0)
+    silent = Judge(CONFIG, reads(lambda a, b: None), seed=0)
+    answers = [text_completion(prompt, text) for text in "xy"]
+    found = by_judges([swayed, sure, silent], 2)([prompt] * 2, answers)
+    assert [score.value for score in found] == pytest.approx([0.5 + 0.4 / 3, 0.5 - 0.4 / 3])
+    assert [dict(score.parts) for score in found] == [pytest.approx({"consistent": 1 / 3, "unjudged": 1 / 3})] * 2
+    with pytest.raises(PrefloopError, match="judge-tiny: neither A nor B of any of 1 pairs"):
+        by_judges([silent], 2)([prompt] * 2, answers)
+    same = [text_completion(prompt, "x")] * 2
+    assert [score.value for score in by_judges([silent], 2)([prompt] * 2, same)] == [0.5, 0.5]
+
+
 def test_an_order_without_an_answer_leaves_a_comparison_unjudged() -> None:
     judge = Judge(CONFIG, reads(lambda a, b: None if a == "x" else 0.6), seed=0)
     (said,) = judge([comparison("x", "y")])
     assert (said.probability, said.ranking, said.flags) == (None, None, (CANT_JUDGE,))
+    assert json.loads(said.rationale)["asked"] == CONFIG.principles[0]
 
 
 def test_what_does_not_fit_into_the_context_is_not_read() -> None:
@@ -138,7 +157,13 @@ def test_text_that_asks_for_a_place_gains_nothing() -> None:
 
 
 def test_bad_input_is_named() -> None:
-    with pytest.raises(ValidationError, match="must begin with 'judge-'"):
-        JudgeConfig(name="Ada", model="tiny")
+    for name in ("Ada", "judge-", "judge-a,b", "judge-a\n"):
+        with pytest.raises(ValidationError, match="the name is 'judge-' and letters"):
+            JudgeConfig(name=name, model="tiny")
+    for endpoint in ("localhost:8000/v1", "nonsense", "http://", "http://me:secret@here/v1"):
+        with pytest.raises(ValidationError, match="give a URL like"):
+            JudgeConfig(name="judge-a", model="m", endpoint=endpoint)
+    with pytest.raises(ValidationError, match="key_variable goes with an endpoint"):
+        JudgeConfig(name="judge-a", model="m", key_variable="KEY")
     with pytest.raises(PrefloopError, match="Comparison c has 3 answers; a judge takes two"):
         question(comparison("a", "b", "c"), (0, 1), "?")

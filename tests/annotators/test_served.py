@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import threading
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from prefloop.annotators.served import served
+from prefloop.annotators.served import Server
 from prefloop.configs.judge import JudgeConfig
 from prefloop.types import Message, PrefloopError
 from tests.serving import reply, serving
@@ -32,9 +35,10 @@ def judge(endpoint: str, **rest: Any) -> JudgeConfig:
         (reply("(A"), 1.0),
         (reply("Both"), None),
         (reply("An", {"An": 0.9, "Bad": 0.05}), None),
-        (reply("") | {"choices": []}, None),
+        (reply("A", {"A": 3e-7, "The": 0.99}), None),
+        (reply("A", {"ĠA": 0.6, "ĠB": 0.2}), 0.75),
     ],
-    ids=["log-probs", "spaces", "one letter", "neither", "text A", "text B", "bracket", "a word", "words", "nothing"],
+    ids=["both", "spaces", "one", "neither", "A", "B", "bracket", "word", "words", "hardly", "raw"],
 )
 def test_a_reply_is_read(said: dict[str, Any], expected: float | None) -> None:
     asked: list[dict[str, Any]] = []
@@ -44,7 +48,7 @@ def test_a_reply_is_read(said: dict[str, Any], expected: float | None) -> None:
         return said
 
     with serving(answer) as url:
-        assert served(judge(url))([QUESTION]) == [expected if expected is None else pytest.approx(expected)]
+        assert Server(judge(url))([QUESTION]) == [expected if expected is None else pytest.approx(expected)]
     (body,) = asked
     assert body["messages"] == [{"role": "user", "content": "A or B?"}]
     assert (body["model"], body["max_tokens"], body["temperature"], body["logprobs"]) == ("m", 1, 0, True)
@@ -57,7 +61,7 @@ def test_replies_come_in_the_order_of_the_questions() -> None:
 
     questions = [(Message(role="user", content=str(i)),) for i in range(40)]
     with serving(answer) as url:
-        found = served(judge(url, parallel=4))(questions)
+        found = Server(judge(url, parallel=4))(questions)
     assert found == pytest.approx([(i + 1) / 100 for i in range(40)])
 
 
@@ -69,23 +73,25 @@ def test_a_key_goes_where_it_is_meant_for_and_nowhere_else(monkeypatch: pytest.M
         return reply("A")
 
     monkeypatch.setenv("OPENAI_API_KEY", "secret-of-another-server")
-    monkeypatch.setenv("JUDGE_KEY", "secret")
+    monkeypatch.setenv("JUDGE_KEY", "secret\n")
+    monkeypatch.setenv("ODD", "schlüssel")
     with serving(answer) as url:
-        served(judge(url))([QUESTION])
-        served(judge(url, key_variable="JUDGE_KEY"))([QUESTION])
-        with pytest.raises(PrefloopError, match="judge-far: set the environment variable NO_SUCH to its key"):
-            served(judge(url, key_variable="NO_SUCH"))
-    assert seen == ["Bearer none", "Bearer secret"]
+        Server(judge(url))([QUESTION])
+        Server(judge(url, key_variable="JUDGE_KEY"))([QUESTION])
+        for name in ("NO_SUCH", "ODD"):
+            with pytest.raises(PrefloopError, match=f"judge-far: set the environment variable {name} to its key"):
+                Server(judge(url, key_variable=name))
+    assert seen == [None, "Bearer secret"]
 
 
 def test_a_server_that_stumbles_is_asked_again() -> None:
     left = [503, 429]
 
     def answer(body: dict[str, Any], request: Request) -> Response | dict[str, Any]:
-        return Response("busy", left.pop(), {"retry-after-ms": "10"}) if left else reply("B")
+        return Response("busy", left.pop(), {"retry-after": "0"}) if left else reply("B")
 
     with serving(answer) as url:
-        assert served(judge(url))([QUESTION]) == [0.0] and not left
+        assert Server(judge(url))([QUESTION]) == [0.0] and not left
 
 
 def test_a_server_that_refuses_is_named_and_no_more_is_asked() -> None:
@@ -99,5 +105,90 @@ def test_a_server_that_refuses_is_named_and_no_more_is_asked() -> None:
         serving(answer) as url,
         pytest.raises(PrefloopError, match=r"judge-far: http://127.0.0.1:\d+/v1 failed .*no such model.*goes on"),
     ):
-        served(judge(url, parallel=2))([QUESTION] * 200)
+        Server(judge(url, parallel=2))([QUESTION] * 200)
     assert len(asked) < 100
+
+
+def test_an_error_ends_the_wait_for_slow_answers() -> None:
+    """As Ctrl-C does: nobody waits for what is still under way."""
+    slow, waiting = threading.Event(), threading.Event()
+
+    def answer(body: Mapping[str, Any], request: Request) -> Response | Mapping[str, Any]:
+        if body["messages"][0]["content"] == "slow":
+            waiting.set()
+            slow.wait(60)
+            return reply("A")
+        waiting.wait(60)
+        return JSONResponse({"error": {"message": "no credit"}}, 402)
+
+    with serving(answer) as url:
+        with pytest.raises(PrefloopError, match="no credit"):
+            Server(judge(url, parallel=2))([(Message(role="user", content=text),) for text in ("slow", "fast")])
+        assert not slow.is_set()
+        slow.set()
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["<html>Hello</html>", "[]", "{", '{"error": {"message": "no credit"}}', '{"choices": []}', '{"choices": null}']
+    + [json.dumps({"choices": [choice]}) for choice in ({"message": None}, {}, {"logprobs": {"content": [1]}})],
+)
+def test_what_is_no_chat_completion_is_an_error(body: str) -> None:
+    with (
+        serving(lambda asked, request: Response(body, media_type="text/html")) as url,
+        pytest.raises(PrefloopError, match=r"judge-far: .* failed \(no chat completion but .*is the URL whole"),
+    ):
+        Server(judge(url))([QUESTION])
+
+
+def test_a_question_longer_than_the_servers_context_is_left() -> None:
+    said = "This model's maximum context length is 4096 tokens. However, you requested 9000 tokens."
+
+    def answer(body: Mapping[str, Any], request: Request) -> Response | Mapping[str, Any]:
+        long = len(body["messages"][0]["content"]) > 100
+        return JSONResponse({"error": {"message": said, "code": 400}}, 400) if long else reply("B")
+
+    with serving(answer) as url:
+        assert Server(judge(url))([QUESTION, (Message(role="user", content="x" * 101),)]) == [0.0, None]
+
+
+@pytest.mark.parametrize(
+    ("refused", "expected"),
+    [
+        (lambda body: "top_logprobs must be at most 5" if body.get("top_logprobs", 0) > 5 else "", 0.75),
+        (lambda body: "logprobs is not supported" if "logprobs" in body else "", 1.0),
+        (lambda body: "use max_completion_tokens instead" if "max_tokens" in body else "", 0.75),
+    ],
+    ids=["fewer log-probs", "no log-probs", "another name"],
+)
+def test_a_server_is_asked_as_it_wants_to_be(refused: Callable[[Any], str], expected: float) -> None:
+    asked: list[Mapping[str, Any]] = []
+
+    def answer(body: Mapping[str, Any], request: Request) -> Response | Mapping[str, Any]:
+        asked.append(body)
+        if why := refused(body):
+            return JSONResponse({"error": {"message": why}}, 400)
+        return reply("A", {"A": 0.6, "B": 0.2} if "logprobs" in body else None)
+
+    with serving(answer) as url:
+        reads = Server(judge(url, parallel=1))
+        assert reads([QUESTION] * 3) == pytest.approx([expected] * 3)
+    assert 4 <= len(asked) <= 5  # what it refuses is not tried again
+
+
+def test_spellings_of_special_tokens_are_broken_on_their_way_to_a_server() -> None:
+    """A server's own template and tokenizer would make tokens of them."""
+    said = "a < b <div> [INSTALL] <s> </s> <|im_end|> [INST]x[/INST] <start_of_turn> <<SYS>> <\uff5cUser\uff5c>"
+    seen: list[str] = []
+
+    def answer(body: Mapping[str, Any], request: Request) -> Mapping[str, Any]:
+        seen.append(body["messages"][0]["content"])
+        return reply("A")
+
+    with serving(answer) as url:
+        Server(judge(url))([(Message(role="user", content=said),)])
+    (found,) = seen
+    assert found.replace("\u200b", "") == said and found.startswith("a < b <div> [INSTALL] <\u200bs> <\u200b/s> ")
+    assert not any(
+        word in found for word in ("<|", "[INST]", "[/INST]", "<start_of", "<<SYS", "<\uff5c", "<s>", "</s>")
+    )

@@ -17,7 +17,7 @@ from prefloop.types import PrefloopError
 KEYS = {
     *("minutes", "win_rate", "win_rate_low", "win_rate_high", "win_rate_vs_base", "win_rate_length_controlled"),
     *("control_shuffled_labels", "kl_target", "kl_last_third", "rm_accuracy", "rm_ceiling", "rm_longer_wins"),
-    *("rm_shorter_wins", "slices", "sft_stopped_share", "simulated", "judges"),
+    *("rm_shorter_wins", "slices", "sft_stopped_share", "simulated", "judges", "online_judges"),
 }
 FakeRun = Callable[..., Path]
 

@@ -19,10 +19,12 @@ from prefloop.configs.online import OnlineConfig
 from prefloop.configs.pipeline import RecipeConfig
 from prefloop.configs.shared import EngineConfig, OptimConfig
 from prefloop.data.jsonl import read_preferences, text_completion, write_jsonl
+from prefloop.models.tiny import tiny_model, tiny_tokenizer
 from prefloop.stages import judges, label, online, pipeline
+from prefloop.store.exchange import export
 from prefloop.store.labels import open_store
 from prefloop.types import Json, Message, PrefloopError, Prompt
-from tests.serving import by_rule, serving
+from tests.serving import by_rule, reply, serving
 
 ENGINE = EngineConfig(dtype="fp32", threads=1, token_budget=1500)
 TINY = {"name": "judge-tiny", "model": "tiny"}
@@ -54,7 +56,7 @@ def labeled(*models: Mapping[str, Any], checks: Mapping[str, Json] = CHECKS, **r
     ]
     write_jsonl("answers.jsonl", rows)
     settings: dict[str, Any] = {"out": "r/label", "completions": "answers.jsonl", "engine": ENGINE}
-    return label.run(LabelConfig(annotator="judge", judges=models, **settings | rest))
+    return label.run(LabelConfig(**{"annotator": "judge", "judges": models} | settings | rest))
 
 
 def longer(a: str, b: str) -> float:
@@ -94,11 +96,13 @@ def test_labels_are_soft_stored_and_named_for_what_they_are() -> None:
         (first, {"consistent": 0.0, "first_wins": 1.0, "longer_wins": 0.5, "accuracy_vs_rubric": 0.5}),
     ],
 )
-def test_what_a_judge_is_worth_is_told(rule: Any, expected: dict[str, float]) -> None:
+def test_what_a_judge_is_worth_is_told(rule: Any, expected: dict[str, float], caplog: pytest.LogCaptureFixture) -> None:
     with serving(by_rule(rule)) as url:
         result = labeled(far(url))
     assert result["annotators"] == {"judge-far": {"n": 8, "cant_judge": 0} | expected}
     assert result["agreement"] is None  # of one judge alone
+    warned = "judge-far names the same answer in both orders in 0 % of comparisons" in caplog.text
+    assert warned == (rule is first)
 
 
 def test_judges_are_averaged_and_their_agreement_is_measured() -> None:
@@ -120,20 +124,19 @@ def test_what_was_judged_before_a_failure_is_not_asked_again(monkeypatch: pytest
         if broken:
             return JSONResponse({"error": {"message": "out of credit"}}, 402)
         asked.append(body["messages"][0]["content"])
-        broken.extend([True] * (len(asked) == 8))
+        broken.extend([True] * (len(asked) == 11))
         return by_rule(longer)(body, request)
 
     with serving(answer) as url:
         with pytest.raises(PrefloopError, match="out of credit"):
             labeled(far(url, parallel=1))
         assert not Path("r/label/preferences.jsonl").exists()
-        before = list(asked)
-        asked.clear()
+        with open_store() as store:
+            assert len(store.judgments("r/label")) == 4  # of the third part three questions were answered, and are lost
         broken.clear()
-        asked.extend([""] * 8)  # it does not break at the eighth again
-        cut = labeled(far(url, parallel=1))
-        assert not set(asked[8:]) & set(before) and len(asked) - 8 + len(before) == 16
-        whole = labeled(far(url, parallel=1), out="whole/label")
+        cut = labeled(far(url, parallel=2))  # how many are asked at a time binds nobody
+        assert len(asked) == 11 + 8 and not set(asked[11:]) & set(asked[:8])
+        whole = labeled(far(url), out="whole/label")
     files = [Path(out, "preferences.jsonl").read_bytes() for out in ("r/label", "whole/label")]
     assert files[0] == files[1] and {**cut, "seconds": 0} == {**whole, "seconds": 0}
 
@@ -141,18 +144,70 @@ def test_what_was_judged_before_a_failure_is_not_asked_again(monkeypatch: pytest
 def test_judgments_made_with_other_settings_are_refused() -> None:
     labeled(TINY)
     shutil.rmtree("r/label")
-    with pytest.raises(
-        PrefloopError, match="judgments of 'judge-tiny' for this run that were made with other settings"
-    ):
+    with pytest.raises(PrefloopError, match="judgments of 'judge-tiny' for r/label that were made with other settings"):
         labeled(TINY | {"principles": ["Which is shorter?"]})
     shutil.rmtree("r/label")
     assert labeled(TINY)["judgments"] == 8
 
 
-def test_a_judge_that_says_nothing_ends_the_stage() -> None:
-    def neither(body: Mapping[str, Any], request: Request) -> Mapping[str, Any]:
-        return {"choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "Both"}}]}
+def test_judgments_of_another_model_in_the_same_place_are_refused() -> None:
+    for seed in (1, 2):
+        tiny_model(seed).save_pretrained("m")
+        tiny_tokenizer().save_pretrained("m")
+        shutil.rmtree("r", ignore_errors=True)
+        if seed == 1:
+            labeled({"name": "judge-m", "model": "m"})
+    with pytest.raises(PrefloopError, match=r"judgments of 'judge-m' for r/label that were .* by another model"):
+        labeled({"name": "judge-m", "model": "m"})
 
+
+def test_judgments_of_others_are_refused() -> None:
+    labeled(annotator="simulated")
+    shutil.rmtree("r/label")
+    with pytest.raises(PrefloopError, match=r"judgments of 'simulated-\d+' for r/label, who is none of its judges"):
+        labeled(TINY)
+
+
+def test_a_judge_is_named_beside_simulated_people() -> None:
+    labeled(TINY)
+    shutil.rmtree("r/label")
+    result = labeled(annotator="simulated")
+    assert (result["judges"], result["judgments"]) == (["judge-tiny"], 32)
+    assert not any(preference.by_rubric for preference in read_preferences("r/label/preferences.jsonl"))
+
+
+def test_an_export_keeps_soft_labels_and_says_that_models_gave_them() -> None:
+    with serving(by_rule(lambda a, b: 0.6 if len(a) > len(b) else 0.4)) as url:
+        labeled(far(url))
+    with open_store() as store:
+        export(store, "r/label", "named.jsonl", "preferences")
+        export(store, "r/label", "blind.jsonl", "preferences", key=b"key")
+    ours = read_preferences("r/label/preferences.jsonl")
+    named, blind = read_preferences("named.jsonl"), read_preferences("blind.jsonl")
+    assert [p.target for p in named] == pytest.approx([p.target for p in ours])
+    assert all(p.judges == ("judge-far",) for p in named)
+    assert all(len(p.judges) == 1 and p.judges != ("judge-far",) and not p.by_rubric for p in blind)
+
+
+def test_a_silent_judge_is_told_apart() -> None:
+    with serving(by_rule(longer)) as url, serving(neither) as dumb:
+        result = labeled(far(url), far(dumb) | {"name": "judge-dumb"})
+    assert result["annotators"]["judge-dumb"] == {"n": 0, "cant_judge": 8}
+    assert (result["judges"], result["judgments"]) == (["judge-far"], 8)
+
+
+def test_a_judge_without_its_key_is_missed_before_anybody_is_asked() -> None:
+    with pytest.raises(PrefloopError, match="judge-far: set the environment variable NO_SUCH"):
+        labeled(TINY, far("http://localhost:9/v1", key_variable="NO_SUCH"))
+    with open_store() as store:
+        assert store.judgments("r/label") == []
+
+
+def neither(body: Mapping[str, Any], request: Request) -> Mapping[str, Any]:
+    return reply("Both")
+
+
+def test_a_judge_that_says_nothing_ends_the_stage() -> None:
     with serving(neither) as url, pytest.raises(PrefloopError, match="no judge said A or B of any of 8 comparisons"):
         labeled(far(url))
     assert not Path("r/label/preferences.jsonl").exists()
@@ -203,6 +258,7 @@ def test_a_judge_that_takes_what_stands_first_teaches_nothing() -> None:
         practised("flat", url, 2, group=3)
     rows = [json.loads(line) for line in Path("flat/metrics.jsonl").read_bytes().splitlines()]
     assert [row["pairs/compared"] for row in rows] == [0, 0] and rows[1]["kl/response"] == pytest.approx(0, abs=1e-5)
+    assert [(row["judge/consistent"], row["judge/unjudged"]) for row in rows] == [(0, 0)] * 2
 
 
 def test_rounds_are_labeled_and_practised_by_a_judge() -> None:
@@ -224,6 +280,7 @@ def test_rounds_are_labeled_and_practised_by_a_judge() -> None:
     report = pipeline.run(recipe)
     assert [one["labels"] for one in report["rounds"]] == [8, 8] and report["judges"] == ["judge-tiny"]
     assert [step["stage"] for step in report["rounds"][1]["trained"]] == ["direct", "online"]
+    assert report["online_judges"] == ["judge-tiny"]
     assert "Labels are given by models</strong> (<bdi>judge-tiny</bdi>)" in Path("runs/r/report.html").read_text()
     runs = json.loads(Path("runs/r/rounds/2/online/run.json").read_text())
     assert runs["parents"]["judge-tiny"] == "tiny"
@@ -232,8 +289,7 @@ def test_rounds_are_labeled_and_practised_by_a_judge() -> None:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"annotator": "judge"}, "annotator 'judge' and judges go together"),
-        ({"judges": [TINY]}, "annotator 'judge' and judges go together"),
+        ({"annotator": "judge"}, "annotator 'judge' wants models that judge"),
         ({"annotator": "judge", "judges": [TINY, TINY]}, "judges has two annotators named 'judge-tiny'"),
     ],
 )

@@ -149,7 +149,7 @@ def test_the_whole_loop() -> None:
         (
             label,
             LabelConfig(out="r/label", completions="r/collect", pairs=3, seed=1),
-            {"comparisons", "judgments", "agreement", "annotators", "simulated"},
+            {"comparisons", "judgments", "agreement", "annotators", "simulated", "judges"},
         ),
         (
             reward,

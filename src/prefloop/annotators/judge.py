@@ -2,27 +2,30 @@
 
 It is asked for one letter, and what counts is the probability of "A" against that of "B" (Bai et al. 2022b, arXiv
 2212.08073, section 4.1: soft labels are better than hard ones), the mean over both orders (Lee et al. 2023, arXiv
-2309.00267): a judge that takes whatever stands first is left undecided. What it judges is hostile text: it stands
-between fences longer than any that it holds, and forms no special token.
+2309.00267): a judge that takes whatever stands first says about one half. What it judges is hostile text: it stands
+between fences longer than any that it holds, and forms no special token (of a server's: see served.py).
 """
 
 from __future__ import annotations
 
 import itertools
 import json
+import math
 import random
 import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from prefloop.annotators.served import served
+from prefloop.annotators.served import Server, share
 from prefloop.configs.judge import JudgeConfig
 from prefloop.configs.shared import EngineConfig
 from prefloop.data.chat import encode_prompt, encode_text
-from prefloop.data.pairing import comparison_id, first_wins
+from prefloop.data.fingerprints import fingerprint
+from prefloop.data.pairing import comparison_id
 from prefloop.data.trees import given, written
 from prefloop.engine.build import build_encoder, build_scorer, load, resolve_checkpoint
+from prefloop.rewards.resolve import RewardFn
 from prefloop.types import (
     CANT_JUDGE,
     Comparison,
@@ -46,12 +49,12 @@ class Judge:
     """A model that judges as `config` says; `seed` draws the principle that a comparison is asked."""
 
     def __init__(self, config: JudgeConfig, reads: Reads, seed: int) -> None:
-        self.name, self.config, self.reads, self.seed = config.name, config, reads, seed
+        self.name, self.asks, self.reads = config.name, Asks(config, seed), reads
 
     def __call__(self, comparisons: Sequence[Comparison]) -> list[Judgment]:
         """A probability for each comparison of two answers; its rationale is JSON: who was asked what, and how probable
         item 0 was when it was `shown_first` and when `shown_second`. CANT_JUDGE where an order has no answer."""
-        asked = [about(self.config, comparison, self.seed) for comparison in comparisons]
+        asked = [self.asks.of(comparison) for comparison in comparisons]
         questions = [
             question(comparison, order, own["asked"])
             for comparison, own in zip(comparisons, asked, strict=True)
@@ -61,7 +64,12 @@ class Judge:
         made = []
         for comparison, own, first, other in zip(comparisons, asked, found[::2], found[1::2], strict=True):
             if first is None or other is None:
-                said = Judgment(comparison_id=comparison.id, annotator=self.name, flags=(CANT_JUDGE,))
+                said = Judgment(
+                    comparison_id=comparison.id,
+                    annotator=self.name,
+                    flags=(CANT_JUDGE,),
+                    rationale=json.dumps(own),
+                )
             else:
                 shown = {"shown_first": first, "shown_second": 1 - other}
                 said = Judgment(
@@ -74,15 +82,29 @@ class Judge:
         return made
 
 
-def about(config: JudgeConfig, comparison: Comparison, seed: int) -> dict[str, str]:
-    """Who is asked what about a comparison."""
-    principle = random.Random(f"{seed}:{comparison.id}").choice(config.principles)
-    return {"model": config.model, "endpoint": config.endpoint, "asked": principle}
+class Asks:
+    """Who is asked what, as a judge is configured."""
+
+    def __init__(self, config: JudgeConfig, seed: int) -> None:
+        self.principles, self.seed = config.principles, seed
+        self.who = {"model": config.model}
+        if not config.endpoint:
+            self.who["content"] = (fingerprint(resolve_checkpoint(config.model)) or "")[:16]
+
+    def of(self, comparison: Comparison) -> dict[str, str]:
+        principle = random.Random(f"{self.seed}:{comparison.id}").choice(self.principles)
+        return {**self.who, "asked": principle}
+
+
+def agree(judgment: Judgment) -> bool:
+    """Whether a judge named the same answer, or none, in both orders."""
+    said = json.loads(judgment.rationale)
+    return bool(np.sign(said["shown_first"] - 0.5) == np.sign(said["shown_second"] - 0.5))
 
 
 def build_judge(config: JudgeConfig, engine: EngineConfig, seed: int) -> Judge:
     """A judge with its model loaded, or its server at hand."""
-    return Judge(config, served(config) if config.endpoint else local(config.model, engine), seed)
+    return Judge(config, Server(config) if config.endpoint else local(config.model, engine), seed)
 
 
 def judge_parents(judges: Sequence[JudgeConfig]) -> dict[str, str]:
@@ -120,16 +142,20 @@ def local(name: str, engine: EngineConfig) -> Reads:
         trees = [Tree(id=str(place), nodes=(given(-1, tokens[place]), *letters)) for place in fitting]
         found: list[float | None] = [None] * len(questions)
         for place, reading in zip(fitting, scorer.forward(trees, {"logprobs"}), strict=True):
-            a, b = (float(reading.logprobs[node].sum()) for node in (1, 2))
-            found[place] = 0.5 + 0.5 * float(np.tanh((a - b) / 2))
+            a, b = (math.exp(reading.logprobs[node].sum()) for node in (1, 2))
+            found[place] = share(a, b)
         return found
 
     return reads
 
 
-def by_judges(judges: Sequence[Judge], group: int) -> Callable[[Sequence[Prompt], Sequence[Completion]], list[Score]]:
+def by_judges(judges: Sequence[Judge], group: int) -> RewardFn:
     """A reward among a prompt's `group` answers, which stand together: the mean probability that an answer is better
-    than another one, over these and over judges; 0.5 against an equal text, or where a judge can't tell."""
+    than another one, over these and over judges. One half against an equal text, where a judge can't tell, and where
+    its orders disagree: what is left of a liking for a place would decide otherwise. `parts`: of how much that an
+    answer was compared with the judges were `consistent`, and how much was `unjudged`.
+
+    Raises PrefloopError where no judge tells anything of any."""
 
     def reward(prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Score]:
         places, comparisons = [], []
@@ -139,14 +165,26 @@ def by_judges(judges: Sequence[Judge], group: int) -> Callable[[Sequence[Prompt]
                 if items[0].text.strip() != items[1].text.strip():
                     places.append((a, b))
                     comparisons.append(Comparison(id=comparison_id(items), prompt=prompts[a], items=items))
-        leads = np.zeros(len(completions))
+        leads, compared, consistent, unjudged = np.zeros((4, len(completions)))
         for judge in judges:
             for (a, b), said in zip(places, judge(comparisons), strict=True):
-                lead = first_wins(said.ranking, said.probability) - 0.5
-                leads[a] += lead
-                leads[b] -= lead
-        by = ",".join(judge.name for judge in judges)
+                compared[[a, b]] += 1
+                if said.probability is None:
+                    unjudged[[a, b]] += 1
+                elif agree(said):
+                    consistent[[a, b]] += 1
+                    leads[[a, b]] += (said.probability - 0.5) * np.array([1, -1])
+        if compared.any() and (unjudged == compared).all():
+            raise PrefloopError(
+                f"{', '.join(judge.name for judge in judges)}: neither A nor B of any of {len(places)} pairs, or none "
+                "fits into the context; take another model."
+            )
         shares = 0.5 + leads / (len(judges) * (group - 1))
-        return [Score(value=float(share), by=by) for share in shares]
+        many = np.maximum(compared, 1)
+        parts = {"consistent": consistent / many, "unjudged": unjudged / many}
+        return [
+            Score(value=float(share), parts={name: float(values[place]) for name, values in parts.items()})
+            for place, share in enumerate(shares)
+        ]
 
     return reward

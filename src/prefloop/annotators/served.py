@@ -1,71 +1,151 @@
-"""Judges behind an OpenAI-compatible server: the one door to the openai client."""
+"""Judges behind an OpenAI-compatible server; the one door to httpx."""
 
 from __future__ import annotations
 
 import math
 import os
 import re
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from queue import Empty, SimpleQueue
 from typing import Any
 
+import httpx
+
 from prefloop.configs.judge import JudgeConfig
-from prefloop.types import Message, PrefloopError
+from prefloop.types import Json, Message, PrefloopError
 
-MOST_LIKELY = 20  # first tokens of which a server is asked the log-probs: no more are to be had anywhere
-RETRIES, SECONDS = 5, 120.0
-_LETTER = re.compile(r"\W*([AB])\W*")
+MOST_LIKELY, FEW = 20, 5  # first tokens whose log-probs are asked for; of a server that refuses so many
+LEAST = 1e-3  # that a judge's first token is "A" or "B": with less it says neither
+SECONDS, TRIES, LONGEST_WAIT = 120.0, 6, 8.0
+_BUSY = {408, 409, 429, 500, 502, 503, 504}
+_LETTER = re.compile(r"[\WĠ]*([AB])\W*")
+_SPECIAL = re.compile(r"<(?=[|\uff5c]|/?s>|(?:start|end)_of_turn>|(?:bos|eos|pad|unk)>|</?SYS>)|\[(?=/?INST\])")
 
 
-def served(config: JudgeConfig) -> Callable[[Sequence[Sequence[Message]]], list[float | None]]:
-    """Reads of a model that a server runs (see `judge.Reads`): from the log-probs of its first token, or of a server
-    that gives none from the letter that it wrote. PrefloopError where the key is missing or the server fails."""
+class Server:
+    """A model that a server runs (see `judge.Reads`): from the log-probs of its first token, or of a server that gives
+    none from the letter that it wrote. A server tokenizes by itself: spellings of common special tokens are broken by a
+    zero-width space, for what they would form there. PrefloopError where the key is missing or the server fails."""
+
+    def __init__(self, config: JudgeConfig) -> None:
+        self.config, self.who = config, f"Judge {config.name}: {config.endpoint}"
+        key = os.environ.get(config.key_variable, "").strip() if config.key_variable else ""
+        if config.key_variable and not (key and key.isascii()):
+            raise PrefloopError(f"Judge {config.name}: set the environment variable {config.key_variable} to its key.")
+        self.headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self.asks: Mapping[str, Json] = {"max_tokens": 1, "logprobs": True, "top_logprobs": MOST_LIKELY}
+
+    def __call__(self, questions: Sequence[Sequence[Message]]) -> list[float | None]:
+        with httpx.Client(base_url=self.config.endpoint, headers=self.headers, timeout=SECONDS) as client:
+            return in_parallel(lambda messages: self.read(client, messages), questions, self.config.parallel)
+
+    def read(self, client: httpx.Client, messages: Sequence[Message]) -> float | None:
+        """The probability of "A" against "B" as the reply's first token."""
+        said = [{"role": m.role, "content": _SPECIAL.sub("\\g<0>\u200b", m.content)} for m in messages]
+        asks = self.asks
+        response = self.post(client, {"model": self.config.model, "messages": said, "temperature": 0, **asks})
+        if response.status_code == 400 and (simpler := _without(asks, response.text)) is not None:
+            self.asks = simpler
+            return self.read(client, messages)
+        if response.status_code in (400, 413) and "context" in response.text.lower():
+            return None  # the question is longer than it
+        if response.status_code != 200:
+            raise self.failed(f"{response.status_code}: {_error(response)}")
+        try:
+            return first_letter(response.json()["choices"][0])
+        except (ValueError, LookupError, TypeError, AttributeError):
+            raise self.failed(f"no chat completion but {response.text[:200]!r}; is the URL whole, with /v1?") from None
+
+    def post(self, client: httpx.Client, body: Mapping[str, Json]) -> httpx.Response:
+        """Ask, and again where the server is busy or away."""
+        for attempt in range(1, TRIES + 1):
+            try:
+                response = client.post("chat/completions", json=body)
+            except httpx.TransportError as error:
+                if attempt == TRIES:
+                    raise self.failed(str(error) or type(error).__name__) from error
+                wait = ""
+            else:
+                if response.status_code not in _BUSY or attempt == TRIES:
+                    return response
+                wait = response.headers.get("retry-after", "")
+            time.sleep(min(float(wait) if wait.isdigit() else 2.0 ** (attempt - 2), LONGEST_WAIT))
+        raise AssertionError("the last attempt returns or raises")
+
+    def failed(self, why: str) -> PrefloopError:
+        return PrefloopError(f"{self.who} failed ({why}); mend it and give the same command again, which goes on.")
+
+
+def _without(asks: Mapping[str, Json], complaint: str) -> Mapping[str, Json] | None:
+    """What to ask of a server that refuses a parameter; None where it complains of something else."""
+    if "max_tokens" in asks and "max_completion_tokens" in complaint:
+        return {"max_completion_tokens" if key == "max_tokens" else key: value for key, value in asks.items()}
+    if asks.get("top_logprobs", 0) > FEW and "logprobs" in complaint:
+        return {**asks, "top_logprobs": FEW}
+    if "logprobs" in asks and "logprobs" in complaint:
+        return {key: value for key, value in asks.items() if "logprobs" not in key}
+    return None
+
+
+def _error(response: httpx.Response) -> str:
     try:
-        import openai
-    except ImportError:
-        raise PrefloopError('A judge at an endpoint needs a client: pip install "prefloop[judges]".') from None
-    key = os.environ.get(config.key_variable, "") if config.key_variable else "none"
-    if not key:
-        raise PrefloopError(f"Judge {config.name}: set the environment variable {config.key_variable} to its key.")
-    client = openai.OpenAI(base_url=config.endpoint, api_key=key, max_retries=RETRIES, timeout=SECONDS)
-
-    def read(messages: Sequence[Message]) -> float | None:
-        said: Any = [{"role": message.role, "content": message.content} for message in messages]
-        try:
-            answer = client.chat.completions.create(
-                model=config.model,
-                messages=said,
-                max_tokens=1,
-                temperature=0,
-                logprobs=True,
-                top_logprobs=MOST_LIKELY,
-            )
-        except openai.OpenAIError as error:
-            raise PrefloopError(
-                f"Judge {config.name}: {config.endpoint} failed ({error}); mend it and give the same command again, "
-                "which goes on."
-            ) from error
-        return first_letter(answer.choices[0]) if answer.choices else None
-
-    def reads(questions: Sequence[Sequence[Message]]) -> list[float | None]:
-        pool = ThreadPoolExecutor(config.parallel)
-        try:
-            return list(pool.map(read, questions))
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-    return reads
+        return str(response.json()["error"]["message"])[:300]
+    except (ValueError, LookupError, TypeError):
+        return response.text[:300]
 
 
-def first_letter(choice: Any) -> float | None:
-    """The probability of "A" against "B" as a reply's first token; None where neither is among the likely ones."""
-    content = choice.logprobs.content if choice.logprobs else None
-    if not content:
-        said = _LETTER.fullmatch(choice.message.content or "")
+def first_letter(choice: Mapping[str, Any]) -> float | None:
+    """The probability of "A" against "B" as a reply's first token; None where it is hardly either."""
+    content = (choice.get("logprobs") or {}).get("content")
+    likely = content[0].get("top_logprobs") if content else None
+    if not likely:
+        said = _LETTER.fullmatch(choice["message"]["content"] or "")
         return float(said[1] == "A") if said else None
     masses = {"A": 0.0, "B": 0.0}
-    for likely in content[0].top_logprobs:
-        if said := _LETTER.fullmatch(likely.token):
-            masses[said[1]] += math.exp(likely.logprob)
-    total = sum(masses.values())
-    return masses["A"] / total if total else None
+    for token in likely:
+        if said := _LETTER.fullmatch(token["token"]):
+            masses[said[1]] += math.exp(token["logprob"])
+    return share(masses["A"], masses["B"])
+
+
+def share(a: float, b: float) -> float | None:
+    """The probability of "A" against "B"; None where both together are less than LEAST."""
+    return a / (a + b) if a + b >= LEAST else None
+
+
+def in_parallel(
+    read: Callable[[Sequence[Message]], float | None], questions: Sequence[Sequence[Message]], parallel: int
+) -> list[float | None]:
+    """Answers in the order of questions, `parallel` at a time; the first error, or Ctrl-C, ends the wait at once: the
+    threads that still wait for a server are left to end by themselves."""
+    found: list[float | None] = [None] * len(questions)
+    todo: SimpleQueue[int] = SimpleQueue()
+    done: SimpleQueue[tuple[int, float | BaseException | None]] = SimpleQueue()
+    stop = threading.Event()
+    for place in range(len(questions)):
+        todo.put(place)
+
+    def work() -> None:
+        while not stop.is_set():
+            try:
+                place = todo.get_nowait()
+            except Empty:
+                return
+            try:
+                done.put((place, read(questions[place])))
+            except BaseException as error:
+                done.put((place, error))
+
+    for _ in range(min(parallel, len(questions))):
+        threading.Thread(target=work, daemon=True).start()
+    try:
+        for _ in questions:
+            place, answer = done.get()
+            if isinstance(answer, BaseException):
+                raise answer
+            found[place] = answer
+    finally:
+        stop.set()
+    return found

@@ -73,7 +73,7 @@ class LabelConfig(Config):
     )
     """Simulated annotators; each judges every pair."""
     judges: tuple[JudgeConfig, ...] = ()
-    """Models that judge; each judges every pair, in both orders."""
+    """Models that judge (docs/judges.md); each judges every pair, in both orders."""
     campaign: CampaignConfig = CampaignConfig()
     """What people are asked, where the run has no campaign yet."""
     margins: bool = False
@@ -94,6 +94,6 @@ class LabelConfig(Config):
 
     @model_validator(mode="after")
     def _judges_are_asked(self) -> Self:
-        if (self.annotator == "judge") != bool(self.judges):
-            raise ValueError("annotator 'judge' and judges go together: give both, or neither")
+        if self.annotator == "judge" and not self.judges:
+            raise ValueError("annotator 'judge' wants models that judge; give judges (docs/judges.md)")
         return self

@@ -1,12 +1,14 @@
 """Models that compare answers."""
 
-from typing import Annotated
+import re
+from typing import Annotated, Self
+from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from prefloop.configs.shared import Config
 
-PREFIX = "judge-"
+JUDGE_PREFIX = "judge-"
 
 
 class JudgeConfig(Config):
@@ -14,13 +16,13 @@ class JudgeConfig(Config):
 
     name: str
     """Name under which its labels are stored; it begins with 'judge-'."""
-    model: str
+    model: str = Field(min_length=1)
     """Model, checkpoint or run folder that judges; with an endpoint, the name that it has there."""
     endpoint: str = ""
     """Base URL of an OpenAI-compatible server that runs it ('http://localhost:8000/v1'); empty runs it here."""
-    key_variable: str = ""
+    key_variable: str = Field(default="", exclude=True)
     """Environment variable that holds the endpoint's key; empty sends none."""
-    parallel: int = Field(default=8, ge=1)
+    parallel: int = Field(default=8, ge=1, exclude=True)
     """Questions that an endpoint is asked at a time."""
     principles: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
         default=("Which answer is more helpful, honest and harmless?",), min_length=1
@@ -30,6 +32,23 @@ class JudgeConfig(Config):
     @field_validator("name")
     @classmethod
     def _named_for_what_it_is(cls, name: str) -> str:
-        if not name.startswith(PREFIX):
-            raise ValueError(f"the name must begin with {PREFIX!r}, so that its labels are never taken for a person's")
+        if not re.fullmatch(rf"{JUDGE_PREFIX}[\w.-]+", name):
+            raise ValueError(
+                f"the name is {JUDGE_PREFIX!r} and letters, digits, dots, dashes or underscores, so that its labels "
+                "are never taken for a person's"
+            )
         return name
+
+    @field_validator("endpoint")
+    @classmethod
+    def _is_an_address(cls, endpoint: str) -> str:
+        parts = urlsplit(endpoint)
+        if endpoint and (parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc):
+            raise ValueError("give a URL like 'http://localhost:8000/v1', its key by key_variable")
+        return endpoint
+
+    @model_validator(mode="after")
+    def _a_key_has_a_door(self) -> Self:
+        if self.key_variable and not self.endpoint:
+            raise ValueError("key_variable goes with an endpoint; leave it out, or give one")
+        return self

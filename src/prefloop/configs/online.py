@@ -17,8 +17,8 @@ class OnlineConfig(SampledConfig):
     panel: tuple[AnnotatorConfig, ...] = ()
     """Simulated annotators whose majority decides between two answers, in a reward's place; for a group of 2."""
     judges: tuple[JudgeConfig, ...] = ()
-    """Models that decide in a reward's place: an answer's score is the mean probability that it is better than another
-    one to its prompt."""
+    """Models (docs/judges.md) that decide in a reward's place: an answer's score is the mean probability that it is
+    better than another one to its prompt."""
     loss: Literal["dpo", "ipo", "hinge"] = "dpo"
     """Loss of the pairs: the three that Guo et al. 2024 tried (docs/methods/direct.md)."""
     beta: float = Field(default=0.1, gt=0)

@@ -128,7 +128,13 @@ def _figures(
         "rm_shorter_wins": reward and reward.shorter_wins,
         "simulated": bool(label["simulated"]) if label else None,
         "judges": list(label.get("judges", ())) if label else [],
+        "online_judges": _online_judges(stages),
     }
+
+
+def _online_judges(stages: Mapping[str, _Stage]) -> list[str]:
+    """The models that decided the pairs of online DPO."""
+    return [judge["name"] for judge in stages["online"].config.get("judges", ())] if "online" in stages else []
 
 
 def online_stage(evaluated: Mapping[str, Any] | None, present: Container[str]) -> str | None:
@@ -243,6 +249,8 @@ def terminal_summary(report: Mapping[str, Any]) -> Group:
     if report["simulated"]:
         by = f"given by models ({', '.join(report['judges'])})" if report["judges"] else "simulated by a rubric"
         cost.append(f" Labels and preferences are {plain(by)}, not given by people.", style="yellow")
+    if report["online_judges"]:
+        cost.append(f" Models decided pairs ({plain(', '.join(report['online_judges']))}).", style="yellow")
     parts: list[Text | Table] = [cost, *lines]
     if report["slices"]:
         table = Table("slice", "win rate", "95% interval", "prompts", box=None, header_style="dim", pad_edge=False)

@@ -13,7 +13,6 @@ import numpy as np
 from prefloop.annotators.judge import judge_parents
 from prefloop.annotators.simulated import Annotator, judge
 from prefloop.configs.collect import LabelConfig
-from prefloop.configs.judge import PREFIX
 from prefloop.data.jsonl import content_id, make_completion, read_preferences, write_jsonl
 from prefloop.data.pairing import comparison_id, first_wins, pair_completions
 from prefloop.data.rows import read_rows
@@ -69,6 +68,7 @@ def _by_panel(config: LabelConfig, run: Run, comparisons: Sequence[Comparison]) 
             **agreement(judgments),
             "annotators": _accuracies(comparisons, judgments, scores),
             "simulated": all(preference.simulated for preference in preferences),
+            "judges": sorted({name for preference in preferences for name in preference.judges}),
         }
     )
 
@@ -84,9 +84,9 @@ def _by_judges(config: LabelConfig, run: Run, comparisons: Sequence[Comparison])
             "comparisons": len(comparisons),
             "judgments": len(judgments),
             **agreement(judgments),
-            "annotators": judges.figures(comparisons, judgments),
+            "annotators": judges.figures(config.judges, comparisons, judgments, _leads(comparisons)),
             "simulated": all(preference.simulated for preference in preferences),
-            "judges": [judge.name for judge in config.judges],
+            "judges": sorted({name for preference in preferences for name in preference.judges}),
         }
     )
 
@@ -140,6 +140,14 @@ def _rubric_scores(comparisons: Sequence[Comparison]) -> dict[str, list[Score]]:
     return {c.id: [scores[c.prompt.id, item.id] for item in c.items] for c in comparisons}
 
 
+def _leads(comparisons: Sequence[Comparison]) -> dict[str, float]:
+    """How much higher the rubric scores the first of two answers, where it tells them apart; of prompts that all have
+    something to check."""
+    scores = _rubric_scores(comparisons) if all(comparison.prompt.checks for comparison in comparisons) else {}
+    found = {name: first.value - second.value for name, (first, second) in scores.items()}
+    return {name: lead for name, lead in found.items() if abs(lead) > 1e-9}
+
+
 def _refuse_newer_labels(config: LabelConfig, run: Run) -> None:
     """Labels that came after this stage had finished must not be left out in silence."""
     used = {comparison_id(p.items) for p in read_preferences(run.path / "preferences.jsonl")}
@@ -181,7 +189,7 @@ def to_preferences(
     for comparison, mine in _votes(comparisons, judgments):
         about: dict[str, Any] = {"prompt": comparison.prompt, "items": comparison.items, "group": comparison.prompt.id}
         about["simulated"] = all(simulated[judgment.annotator] for judgment in mine)
-        models = tuple(sorted(j.annotator for j in mine if j.annotator.startswith(PREFIX)))
+        models = tuple(vote.annotator for vote in mine if vote.probability is not None)  # simulated people rank
         about["judges"] = models if about["simulated"] else ()
         if len(comparison.items) > 2:
             weight = 1 / len(mine) / math.comb(len(comparison.items), 2)

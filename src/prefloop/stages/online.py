@@ -52,7 +52,8 @@ from prefloop.types import Comparison, Pair, Sampling, Score, Tree
 
 
 def run(config: OnlineConfig) -> Mapping[str, Any]:
-    """Train the policy; returns the result with its path. The same call continues an interrupted run exactly."""
+    """Train the policy; returns the result with its path. The same call continues an interrupted run exactly, as far as
+    a judge's server says the same."""
     parent = resolve_checkpoint(config.policy)
     sources = judge_parents(config.judges)
     if not (config.panel or config.judges):
@@ -113,6 +114,8 @@ def run(config: OnlineConfig) -> Mapping[str, Any]:
                 metrics |= {"time/sample": sampled - began, "time/score": scored - sampled}
                 metrics |= {"time/update": time.perf_counter() - scored}
                 metrics |= mix.learn(judged) if mix else {}
+                for name in judged[0].parts if judges else ():
+                    metrics[f"judge/{name}"] = float(np.mean([score.parts[name] for score in judged]))
                 record(run, step, rollouts)
                 run.log(step, metrics)
                 if (step + 1) % config.save_every == 0 and step + 1 < config.steps:

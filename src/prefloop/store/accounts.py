@@ -11,7 +11,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, RowMapping, Select, bindparam, delete, func, insert, or_, select, update
 
-from prefloop.configs.judge import PREFIX as JUDGE
+from prefloop.configs.judge import JUDGE_PREFIX
 from prefloop.store import audit, backoff, db, passwords
 from prefloop.store.campaigns import MissingError
 from prefloop.store.clock import Clock
@@ -252,7 +252,7 @@ def check_name(name: str) -> None:
             "A name has 1 to 40 letters (a to z), digits, spaces, dots, dashes or underscores, and begins and ends with"
             " a letter or a digit."
         )
-    if name.lower().startswith(("simulated", JUDGE)) or name.lower() == PROGRAM:
+    if name.lower().startswith(("simulated", JUDGE_PREFIX)) or name.lower() == PROGRAM:
         raise PrefloopError(f"The name {name} is kept for the program itself; choose another.")
 
 

@@ -314,18 +314,18 @@ def _some(rows: Iterable[dict[str, Json]], otherwise: str) -> Rows:
 def _preference(row: Mapping[str, Json]) -> dict[str, Json]:
     """A `Preference`, as JSON: of two answers with the posterior as target, of more as one ranking, by how many others
     each is expected to beat."""
-    comparison, pairs = row["comparison"], row["pairs"]
+    comparison, pairs, judges = row["comparison"], row["pairs"], _judges(row)
     several = len(comparison["items"]) > 2
     return {
         "prompt": comparison["prompt"],
         "items": comparison["items"],
         "ranking": _ranking(len(comparison["items"]), pairs) if several else None,
-        "target": None if several else pairs[0]["posterior"],
+        "target": None if several else pairs[0]["share" if judges else "posterior"],
         "weight": pairs[0]["weight"],
         "margin": 0.0 if several else pairs[0]["margin"],
         "group": row["group"],
         "simulated": row["simulated"],
-        "judges": _judges(row),
+        "judges": judges,
     }
 
 
