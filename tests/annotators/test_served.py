@@ -178,7 +178,7 @@ def test_a_server_is_asked_as_it_wants_to_be(refused: Callable[[Any], str], expe
 
 def test_spellings_of_special_tokens_are_broken_on_their_way_to_a_server() -> None:
     """A server's own template and tokenizer would make tokens of them."""
-    said = "a < b <div> [INSTALL] <s> </s> <|im_end|> [INST]x[/INST] <start_of_turn> <<SYS>> <\uff5cUser\uff5c>"
+    said = "a < b \ud800 <div> [INSTALL] <s> </s> <|im_end|> [INST]x[/INST] <start_of_turn> <<SYS>> <\uff5cUser\uff5c>"
     seen: list[str] = []
 
     def answer(body: Mapping[str, Any], request: Request) -> Mapping[str, Any]:
@@ -188,7 +188,8 @@ def test_spellings_of_special_tokens_are_broken_on_their_way_to_a_server() -> No
     with serving(answer) as url:
         Server(judge(url))([(Message(role="user", content=said),)])
     (found,) = seen
-    assert found.replace("\u200b", "") == said and found.startswith("a < b <div> [INSTALL] <\u200bs> <\u200b/s> ")
+    assert found.replace("\u200b", "") == said.replace("\ud800", "\ufffd")
+    assert found.startswith("a < b \ufffd <div> [INSTALL] <\u200bs> <\u200b/s> ")
     assert not any(
         word in found for word in ("<|", "[INST]", "[/INST]", "<start_of", "<<SYS", "<\uff5c", "<s>", "</s>")
     )

@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 
 from prefloop.configs.judge import JudgeConfig
+from prefloop.data.chat import sound
 from prefloop.types import Json, Message, PrefloopError
 
 MOST_LIKELY, FEW = 20, 5  # first tokens whose log-probs are asked for; of a server that refuses so many
@@ -43,7 +44,7 @@ class Server:
 
     def read(self, client: httpx.Client, messages: Sequence[Message]) -> float | None:
         """The probability of "A" against "B" as the reply's first token."""
-        said = [{"role": m.role, "content": _SPECIAL.sub("\\g<0>\u200b", m.content)} for m in messages]
+        said = [{"role": m.role, "content": _SPECIAL.sub("\\g<0>\u200b", sound(m.content))} for m in messages]
         asks = self.asks
         response = self.post(client, {"model": self.config.model, "messages": said, "temperature": 0, **asks})
         if response.status_code == 400 and (simpler := _without(asks, response.text)) is not None:

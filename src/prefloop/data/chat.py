@@ -17,7 +17,7 @@ def encode_text(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
 
     A lone surrogate, which no tokenizer takes, becomes U+FFFD.
     """
-    return tuple(tokenizer(_sound(text), add_special_tokens=False, split_special_tokens=True)["input_ids"])
+    return tuple(tokenizer(sound(text), add_special_tokens=False, split_special_tokens=True)["input_ids"])
 
 
 def encode_prompt(tokenizer: Tokenizer, messages: Sequence[Message]) -> tuple[int, ...]:
@@ -28,7 +28,7 @@ def encode_prompt(tokenizer: Tokenizer, messages: Sequence[Message]) -> tuple[in
     """
     if not messages:
         raise PrefloopError("A prompt without messages cannot be rendered; give it at least one message.")
-    messages = [dataclasses.replace(message, content=_sound(message.content)) for message in messages]
+    messages = [dataclasses.replace(message, content=sound(message.content)) for message in messages]
     rendered = _render(tokenizer, messages)
     specials = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
     if not any(token in message.content for message in messages for token in specials):
@@ -36,7 +36,8 @@ def encode_prompt(tokenizer: Tokenizer, messages: Sequence[Message]) -> tuple[in
     return _encode_pieces(tokenizer, messages, rendered)
 
 
-def _sound(text: str) -> str:
+def sound(text: str) -> str:
+    """The text with U+FFFD for lone surrogates, which no tokenizer and no encoding takes."""
     return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 

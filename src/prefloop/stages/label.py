@@ -30,7 +30,9 @@ def run(config: LabelConfig, *, wait: bool = True) -> Mapping[str, Any]:
     what they wrote themselves, as demonstrations.jsonl, and what failed in conversations, as negatives.jsonl. Simulated
     people and models are named so. Where people have labels to give it waits for them, or with `wait` false raises
     PrefloopError, which says so; the same call goes on."""
-    parents = {"completions": config.completions} | judge_parents(config.judges)
+    parents = {"completions": config.completions}
+    if config.annotator == "judge":
+        parents |= judge_parents(config.judges)
     with Run.open(config.out, config, stage="label", parents=parents) as run:
         if run.finished:
             _refuse_newer_labels(config, run)
