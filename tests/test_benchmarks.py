@@ -420,6 +420,14 @@ def test_generate_takes_a_step(tmp_path: Path) -> None:
     assert all(outcome.failed == {} and outcome.found["generate"].rate > 0 for outcome in outcomes.values())
 
 
+def test_a_quick_run_is_held_against_no_bar() -> None:
+    def holds(counted: int) -> list[bool | None]:
+        cpu = {"plan": {"counted": counted}, "dpo": {"ratio_vs_best_peer": 2.0}, "forest": {"share_of_ceiling": 0.9}}
+        return [bar.holds for bar in table.bars({"cpu": cpu}) if bar.found is not None]
+
+    assert holds(8) == [False, True] and holds(1) == [None, None]
+
+
 @pytest.mark.parametrize(
     ("rule", "agreement", "consistent", "code"),
     [(lambda a, b: float(len(a) > len(b)), 0.75, 1.0, 0), (lambda a, b: 0.9, 0.5, 0.0, 1)],
