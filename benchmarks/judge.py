@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
+from pydantic import ValidationError
 from running import machine
 
 from prefloop.annotators.judge import build_judge
@@ -51,13 +52,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print on one line")
     options = parser.parse_args(arguments)
     asked = {"principles": tuple(options.principle)} if options.principle else {}
-    config = JudgeConfig(
-        name="judge-measured",
-        model=options.model,
-        endpoint=options.endpoint,
-        key_variable=options.key_variable,
-        **asked,
-    )
+    try:
+        config = JudgeConfig(
+            name="judge-measured",
+            model=options.model,
+            endpoint=options.endpoint,
+            key_variable=options.key_variable,
+            **asked,
+        )
+    except ValidationError as error:
+        parser.error("; ".join(found["msg"] for found in error.errors()))
     decided = [p for p in distinct_pairs(read_preferences(options.data, skip_bad=True)) if p.target != 0.5]
     if not decided or options.pairs < 1:
         raise SystemExit(f"judge.py: no pair to ask of {options.data}: give comparisons that people decided.")

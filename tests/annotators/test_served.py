@@ -75,10 +75,11 @@ def test_a_key_goes_where_it_is_meant_for_and_nowhere_else(monkeypatch: pytest.M
     monkeypatch.setenv("OPENAI_API_KEY", "secret-of-another-server")
     monkeypatch.setenv("JUDGE_KEY", "secret\n")
     monkeypatch.setenv("ODD", "schlüssel")
+    monkeypatch.setenv("TWO", "of two\nlines")
     with serving(answer) as url:
         Server(judge(url))([QUESTION])
         Server(judge(url, key_variable="JUDGE_KEY"))([QUESTION])
-        for name in ("NO_SUCH", "ODD"):
+        for name in ("NO_SUCH", "ODD", "TWO"):
             with pytest.raises(PrefloopError, match=f"judge-far: set the environment variable {name} to its key"):
                 Server(judge(url, key_variable=name))
     assert seen == [None, "Bearer secret"]
@@ -141,15 +142,30 @@ def test_what_is_no_chat_completion_is_an_error(body: str) -> None:
         Server(judge(url))([QUESTION])
 
 
-def test_a_question_longer_than_the_servers_context_is_left() -> None:
-    said = "This model's maximum context length is 4096 tokens. However, you requested 9000 tokens."
-
+@pytest.mark.parametrize(
+    ("said", "left"),
+    [
+        ("This model's maximum context length is 4096 tokens. However, you requested 9000 tokens.", True),
+        ("the request exceeds the available context size, try increasing it", True),
+        ("The response was filtered (content_filter)", True),
+        ("Error rendering chat template: undefined variable in this context", False),
+    ],
+)
+def test_a_question_that_a_server_refuses_for_its_text_is_left(
+    said: str, left: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     def answer(body: Mapping[str, Any], request: Request) -> Response | Mapping[str, Any]:
         long = len(body["messages"][0]["content"]) > 100
         return JSONResponse({"error": {"message": said, "code": 400}}, 400) if long else reply("B")
 
+    asked = [QUESTION, *[(Message(role="user", content="x" * 101),)] * 2]
     with serving(answer) as url:
-        assert Server(judge(url))([QUESTION, (Message(role="user", content="x" * 101),)]) == [0.0, None]
+        if left:
+            assert Server(judge(url))(asked) == [0.0, None, None]
+            assert caplog.text.count("leaves unjudged what it refuses") == 1 and said[:40] in caplog.text
+        else:
+            with pytest.raises(PrefloopError, match="undefined variable in this context"):
+                Server(judge(url))(asked)
 
 
 @pytest.mark.parametrize(
@@ -157,9 +173,8 @@ def test_a_question_longer_than_the_servers_context_is_left() -> None:
     [
         (lambda body: "top_logprobs must be at most 5" if body.get("top_logprobs", 0) > 5 else "", 0.75),
         (lambda body: "logprobs is not supported" if "logprobs" in body else "", 1.0),
-        (lambda body: "use max_completion_tokens instead" if "max_tokens" in body else "", 0.75),
     ],
-    ids=["fewer log-probs", "no log-probs", "another name"],
+    ids=["fewer log-probs", "no log-probs"],
 )
 def test_a_server_is_asked_as_it_wants_to_be(refused: Callable[[Any], str], expected: float) -> None:
     asked: list[Mapping[str, Any]] = []

@@ -189,6 +189,20 @@ def test_an_export_keeps_soft_labels_and_says_that_models_gave_them() -> None:
     assert all(len(p.judges) == 1 and p.judges != ("judge-far",) and not p.by_rubric for p in blind)
 
 
+def test_what_a_judge_could_not_tell_is_asked_again() -> None:
+    with serving(neither) as url, pytest.raises(PrefloopError, match="no judge said A or B of any of 8"):
+        labeled(far(url))
+    with serving(by_rule(longer)) as url:
+        assert labeled(far(url))["annotators"]["judge-far"]["cant_judge"] == 0
+
+
+def test_a_wrong_address_can_be_mended() -> None:
+    with serving(by_rule(longer)) as url:
+        with pytest.raises(PrefloopError, match="404: Not Found"):
+            labeled(far(url.removesuffix("/v1")))
+        assert labeled(far(url))["judgments"] == 8
+
+
 def test_a_silent_judge_is_told_apart() -> None:
     with serving(by_rule(longer)) as url, serving(neither) as dumb:
         result = labeled(far(url), far(dumb) | {"name": "judge-dumb"})

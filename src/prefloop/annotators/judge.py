@@ -64,12 +64,7 @@ class Judge:
         made = []
         for comparison, own, first, other in zip(comparisons, asked, found[::2], found[1::2], strict=True):
             if first is None or other is None:
-                said = Judgment(
-                    comparison_id=comparison.id,
-                    annotator=self.name,
-                    flags=(CANT_JUDGE,),
-                    rationale=json.dumps(own),
-                )
+                said = Judgment(comparison_id=comparison.id, annotator=self.name, flags=(CANT_JUDGE,))
             else:
                 shown = {"shown_first": first, "shown_second": 1 - other}
                 said = Judgment(
@@ -155,9 +150,11 @@ def by_judges(judges: Sequence[Judge], group: int) -> RewardFn:
     its orders disagree: what is left of a liking for a place would decide otherwise. `parts`: of how much that an
     answer was compared with the judges were `consistent`, and how much was `unjudged`.
 
-    Raises PrefloopError where no judge tells anything of any."""
+    Raises PrefloopError where no judge tells anything of the first that they are asked."""
+    told = False
 
     def reward(prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Score]:
+        nonlocal told
         places, comparisons = [], []
         for start in range(0, len(completions), group):
             for a, b in itertools.combinations(range(start, start + group), 2):
@@ -174,17 +171,18 @@ def by_judges(judges: Sequence[Judge], group: int) -> RewardFn:
                 elif agree(said):
                     consistent[[a, b]] += 1
                     leads[[a, b]] += (said.probability - 0.5) * np.array([1, -1])
-        if compared.any() and (unjudged == compared).all():
+        told = told or bool((unjudged < compared).any())
+        if places and not told:
             raise PrefloopError(
                 f"{', '.join(judge.name for judge in judges)}: neither A nor B of any of {len(places)} pairs, or none "
                 "fits into the context; take another model."
             )
         shares = 0.5 + leads / (len(judges) * (group - 1))
-        many = np.maximum(compared, 1)
-        parts = {"consistent": consistent / many, "unjudged": unjudged / many}
-        return [
-            Score(value=float(share), parts={name: float(values[place]) for name, values in parts.items()})
-            for place, share in enumerate(shares)
+        counts = {"consistent": consistent, "unjudged": unjudged}
+        parts = [
+            {name: float(count[place] / times) for name, count in counts.items()} if times else {}
+            for place, times in enumerate(compared)
         ]
+        return [Score(value=float(share), parts=part) for share, part in zip(shares, parts, strict=True)]
 
     return reward

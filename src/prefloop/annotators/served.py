@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
+import random
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -19,10 +21,15 @@ from prefloop.types import Json, Message, PrefloopError
 
 MOST_LIKELY, FEW = 20, 5  # first tokens whose log-probs are asked for; of a server that refuses so many
 LEAST = 1e-3  # that a judge's first token is "A" or "B": with less it says neither
-SECONDS, TRIES, LONGEST_WAIT = 120.0, 6, 8.0
+PATIENCE = 120.0  # seconds that a server may take to answer, and to be there again
+LONGEST_WAIT, LONGEST_ASKED = 30.0, 60.0  # seconds between two tries; where the server names them
 _BUSY = {408, 409, 429, 500, 502, 503, 504}
 _LETTER = re.compile(r"[\WĠ]*([AB])\W*")
 _SPECIAL = re.compile(r"<(?=[|\uff5c]|/?s>|(?:start|end)_of_turn>|(?:bos|eos|pad|unk)>|</?SYS>)|\[(?=/?INST\])")
+_ABOUT_THE_TEXT = re.compile(
+    r"context (?:length|size|window)|too (?:long|large)|max_new_tokens|content_(?:filter|policy)|content management",
+    re.IGNORECASE,
+)
 
 
 class Server:
@@ -33,61 +40,108 @@ class Server:
     def __init__(self, config: JudgeConfig) -> None:
         self.config, self.who = config, f"Judge {config.name}: {config.endpoint}"
         key = os.environ.get(config.key_variable, "").strip() if config.key_variable else ""
-        if config.key_variable and not (key and key.isascii()):
+        if config.key_variable and not (key and key.isascii() and key.isprintable()):
             raise PrefloopError(f"Judge {config.name}: set the environment variable {config.key_variable} to its key.")
         self.headers = {"Authorization": f"Bearer {key}"} if key else {}
         self.asks: Mapping[str, Json] = {"max_tokens": 1, "logprobs": True, "top_logprobs": MOST_LIKELY}
+        self.told: set[str] = set()
+        try:
+            httpx.URL(config.endpoint)
+        except (httpx.InvalidURL, UnicodeError) as error:
+            raise self.failed(f"no address: {error}") from error
 
     def __call__(self, questions: Sequence[Sequence[Message]]) -> list[float | None]:
-        with httpx.Client(base_url=self.config.endpoint, headers=self.headers, timeout=SECONDS) as client:
-            return in_parallel(lambda messages: self.read(client, messages), questions, self.config.parallel)
+        """Answers in the order of questions, `parallel` at a time; the first error, or Ctrl-C, ends the wait at once:
+        the threads that still wait for the server are left to end by themselves."""
+        found: list[float | None] = [None] * len(questions)
+        todo: SimpleQueue[int] = SimpleQueue()
+        done: SimpleQueue[tuple[int, float | BaseException | None]] = SimpleQueue()
+        stop = threading.Event()
+        for place in range(len(questions)):
+            todo.put(place)
 
-    def read(self, client: httpx.Client, messages: Sequence[Message]) -> float | None:
+        def work() -> None:
+            while not stop.is_set():
+                try:
+                    place = todo.get_nowait()
+                except Empty:
+                    return
+                try:
+                    done.put((place, self.read(client, questions[place], stop)))
+                except BaseException as error:
+                    done.put((place, error))
+
+        with httpx.Client(base_url=self.config.endpoint, headers=self.headers, timeout=PATIENCE) as client:
+            try:
+                for _ in range(min(self.config.parallel, len(questions))):
+                    threading.Thread(target=work, daemon=True).start()
+                for _ in questions:
+                    place, answer = done.get()
+                    if isinstance(answer, BaseException):
+                        raise answer
+                    found[place] = answer
+            finally:
+                stop.set()
+        return found
+
+    def read(self, client: httpx.Client, messages: Sequence[Message], stop: threading.Event) -> float | None:
         """The probability of "A" against "B" as the reply's first token."""
         said = [{"role": m.role, "content": _SPECIAL.sub("\\g<0>\u200b", sound(m.content))} for m in messages]
         asks = self.asks
-        response = self.post(client, {"model": self.config.model, "messages": said, "temperature": 0, **asks})
+        body = {"model": self.config.model, "messages": said, "temperature": 0, **asks}
+        response = self.post(client, body, stop)
         if response.status_code == 400 and (simpler := _without(asks, response.text)) is not None:
             self.asks = simpler
-            return self.read(client, messages)
-        if response.status_code in (400, 413) and "context" in response.text.lower():
-            return None  # the question is longer than it
+            return self.read(client, messages, stop)
+        if response.status_code in (400, 413, 422) and _ABOUT_THE_TEXT.search(response.text):
+            self.tell(f"leaves unjudged what it refuses ({_error(response)})")
+            return None
         if response.status_code != 200:
             raise self.failed(f"{response.status_code}: {_error(response)}")
         try:
             return first_letter(response.json()["choices"][0])
-        except (ValueError, LookupError, TypeError, AttributeError):
+        except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError):
             raise self.failed(f"no chat completion but {response.text[:200]!r}; is the URL whole, with /v1?") from None
 
-    def post(self, client: httpx.Client, body: Mapping[str, Json]) -> httpx.Response:
-        """Ask, and again where the server is busy or away."""
-        for attempt in range(1, TRIES + 1):
+    def post(self, client: httpx.Client, body: Mapping[str, Json], stop: threading.Event) -> httpx.Response:
+        """Ask, and again where the server is busy or away, until it takes too long."""
+        until, wait = time.monotonic() + PATIENCE, 0.5
+        while True:
+            pause = wait * random.uniform(0.5, 1)  # or all threads would come back together
             try:
                 response = client.post("chat/completions", json=body)
-            except httpx.TransportError as error:
-                if attempt == TRIES:
-                    raise self.failed(str(error) or type(error).__name__) from error
-                wait = ""
+            except httpx.RequestError as error:
+                why = str(error) or type(error).__name__
+                if time.monotonic() + pause > until:
+                    raise self.failed(why) from error
             else:
-                if response.status_code not in _BUSY or attempt == TRIES:
+                why = f"{response.status_code}: {_error(response)}"
+                after = response.headers.get("retry-after", "")
+                pause = min(float(after), LONGEST_ASKED) if after.isdecimal() else pause
+                if response.status_code not in _BUSY or time.monotonic() + pause > until:
                     return response
-                wait = response.headers.get("retry-after", "")
-            time.sleep(min(float(wait) if wait.isdigit() else 2.0 ** (attempt - 2), LONGEST_WAIT))
-        raise AssertionError("the last attempt returns or raises")
+            self.tell(f"is busy or away ({why}); it is asked again for up to {PATIENCE:.0f} seconds each time")
+            if stop.wait(pause):
+                raise self.failed("it is asked no more")
+            wait = min(2 * wait, LONGEST_WAIT)
+
+    def tell(self, what: str) -> None:
+        """A warning, of each kind the first."""
+        if (kind := what.partition(" (")[0]) not in self.told:
+            self.told.add(kind)
+            logging.getLogger(__name__).warning("%s %s", self.who, what)
 
     def failed(self, why: str) -> PrefloopError:
         return PrefloopError(f"{self.who} failed ({why}); mend it and give the same command again, which goes on.")
 
 
 def _without(asks: Mapping[str, Json], complaint: str) -> Mapping[str, Json] | None:
-    """What to ask of a server that refuses a parameter; None where it complains of something else."""
-    if "max_tokens" in asks and "max_completion_tokens" in complaint:
-        return {"max_completion_tokens" if key == "max_tokens" else key: value for key, value in asks.items()}
-    if asks.get("top_logprobs", 0) > FEW and "logprobs" in complaint:
+    """What to ask of a server that refuses log-probs, or so many; None where it complains of something else."""
+    if "logprobs" not in complaint or "logprobs" not in asks:
+        return None
+    if asks["top_logprobs"] > FEW:
         return {**asks, "top_logprobs": FEW}
-    if "logprobs" in asks and "logprobs" in complaint:
-        return {key: value for key, value in asks.items() if "logprobs" not in key}
-    return None
+    return {key: value for key, value in asks.items() if "logprobs" not in key}
 
 
 def _error(response: httpx.Response) -> str:
@@ -114,39 +168,3 @@ def first_letter(choice: Mapping[str, Any]) -> float | None:
 def share(a: float, b: float) -> float | None:
     """The probability of "A" against "B"; None where both together are less than LEAST."""
     return a / (a + b) if a + b >= LEAST else None
-
-
-def in_parallel(
-    read: Callable[[Sequence[Message]], float | None], questions: Sequence[Sequence[Message]], parallel: int
-) -> list[float | None]:
-    """Answers in the order of questions, `parallel` at a time; the first error, or Ctrl-C, ends the wait at once: the
-    threads that still wait for a server are left to end by themselves."""
-    found: list[float | None] = [None] * len(questions)
-    todo: SimpleQueue[int] = SimpleQueue()
-    done: SimpleQueue[tuple[int, float | BaseException | None]] = SimpleQueue()
-    stop = threading.Event()
-    for place in range(len(questions)):
-        todo.put(place)
-
-    def work() -> None:
-        while not stop.is_set():
-            try:
-                place = todo.get_nowait()
-            except Empty:
-                return
-            try:
-                done.put((place, read(questions[place])))
-            except BaseException as error:
-                done.put((place, error))
-
-    for _ in range(min(parallel, len(questions))):
-        threading.Thread(target=work, daemon=True).start()
-    try:
-        for _ in questions:
-            place, answer = done.get()
-            if isinstance(answer, BaseException):
-                raise answer
-            found[place] = answer
-    finally:
-        stop.set()
-    return found

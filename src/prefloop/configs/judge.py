@@ -42,8 +42,12 @@ class JudgeConfig(Config):
     @field_validator("endpoint")
     @classmethod
     def _is_an_address(cls, endpoint: str) -> str:
-        parts = urlsplit(endpoint)
-        if endpoint and (parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc):
+        try:
+            parts = urlsplit(endpoint)
+            fine = parts.scheme in ("http", "https") and parts.hostname and "@" not in parts.netloc and parts.port != 0
+        except ValueError:
+            fine = False
+        if endpoint and not fine:
             raise ValueError("give a URL like 'http://localhost:8000/v1', its key by key_variable")
         return endpoint
 

@@ -247,8 +247,9 @@ def terminal_summary(report: Mapping[str, Any]) -> Group:
     lines = [Text.assemble((f"{marks[v.state][0]} ", marks[v.state][1]), v.text) for v in verdicts(report)]
     cost = Text(f"{report['run']}: {report['minutes']:.1f} minutes.", style="bold")
     if report["simulated"]:
-        by = f"given by models ({', '.join(report['judges'])})" if report["judges"] else "simulated by a rubric"
-        cost.append(f" Labels and preferences are {plain(by)}, not given by people.", style="yellow")
+        by = plain(f"Labels are given by models ({', '.join(report['judges'])})")
+        rubric = "Labels and preferences are simulated by a rubric"
+        cost.append(f" {by if report['judges'] else rubric}, not given by people.", style="yellow")
     if report["online_judges"]:
         cost.append(f" Models decided pairs ({plain(', '.join(report['online_judges']))}).", style="yellow")
     parts: list[Text | Table] = [cost, *lines]

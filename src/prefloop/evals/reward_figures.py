@@ -121,6 +121,7 @@ class RewardFigures:
     spread: float
     prompts: int
     simulated: bool
+    judges: tuple[str, ...]
     controls: Mapping[str, Figure]
     lead: Mapping[str, Figure]
     train: Figure

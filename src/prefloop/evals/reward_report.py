@@ -78,6 +78,7 @@ def reward_figures(
         spread=spread,
         prompts=len(right),
         simulated=all(known.preference.simulated for known in pairs),
+        judges=tuple(sorted({name for known in pairs for name in known.preference.judges})),
         controls={
             name: pooled([(known.prompt, hit) for known, hit in zip(decided, hits, strict=True)])
             for name, hits in controls.items()

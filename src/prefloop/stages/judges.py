@@ -22,8 +22,8 @@ DOUBTFUL = 0.6  # share of comparisons with the same answer in both orders, belo
 
 
 def ask(config: LabelConfig, run: str, comparisons: Sequence[Comparison]) -> tuple[list[Judgment], Mapping[str, bool]]:
-    """Every judge's judgment of every comparison that it could tell something of, and who is simulated; what the store
-    has is not asked again.
+    """Every judge's judgment of every comparison that it could tell something of, and who is simulated. What the store
+    has is not asked again; of what a judge could tell nothing it has nothing.
 
     Raises PrefloopError where it has judgments by others, or made with other settings, and where no judge could tell
     anything."""
@@ -38,12 +38,15 @@ def ask(config: LabelConfig, run: str, comparisons: Sequence[Comparison]) -> tup
         for each in config.judges:
             pending = [comparison for comparison in store.pending(run, each.name) if comparison.id in by_id]
             bar.advance(len(comparisons) - len(pending), each.name)
-            judge = build_judge(each, config.engine, config.seed) if pending else None
-            for start in range(0, len(pending), AT_ONCE):
-                assert judge is not None
-                part = pending[start : start + AT_ONCE]
-                store.add_judgments(run, judge(part), simulated=True)
+            if not pending:
+                continue
+            judge, many = build_judge(each, config.engine, config.seed), max(AT_ONCE, each.parallel)
+            for start in range(0, len(pending), many):
+                part = pending[start : start + many]
+                told = [said for said in judge(part) if said.probability is not None]
+                store.add_judgments(run, told, simulated=True)
                 bar.advance(len(part), each.name)
+            del judge  # before the next one's model comes
         judgments = [judgment for judgment in store.judgments(run) if judgment.comparison_id in by_id]
         if not judgments:
             raise PrefloopError(

@@ -76,8 +76,6 @@ def _by_panel(config: LabelConfig, run: Run, comparisons: Sequence[Comparison]) 
 
 
 def _by_judges(config: LabelConfig, run: Run, comparisons: Sequence[Comparison]) -> Mapping[str, Any]:
-    if run.last_step < 0:
-        run.log(0, {"comparisons": len(comparisons)})  # binds the settings: judgments are kept as they come
     judgments, simulated = judges.ask(config, str(run.path), comparisons)
     preferences = to_preferences(comparisons, judgments, simulated)
     write_jsonl(run.path / "preferences.jsonl", preferences)

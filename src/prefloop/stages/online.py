@@ -114,8 +114,9 @@ def run(config: OnlineConfig) -> Mapping[str, Any]:
                 metrics |= {"time/sample": sampled - began, "time/score": scored - sampled}
                 metrics |= {"time/update": time.perf_counter() - scored}
                 metrics |= mix.learn(judged) if mix else {}
-                for name in judged[0].parts if judges else ():
-                    metrics[f"judge/{name}"] = float(np.mean([score.parts[name] for score in judged]))
+                told = [score.parts for score in judged if score.parts] if judges else []
+                for name in told[0] if told else ():
+                    metrics[f"judge/{name}"] = float(np.mean([parts[name] for parts in told]))
                 record(run, step, rollouts)
                 run.log(step, metrics)
                 if (step + 1) % config.save_every == 0 and step + 1 < config.steps:
