@@ -11,6 +11,7 @@ from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -33,10 +34,10 @@ def reply(text: str, likely: dict[str, float] | None = None) -> dict[str, Any]:
 
 @contextmanager
 def serving(answer: Answer) -> Iterator[str]:
-    """A server whose replies to chat completions `answer` makes; yields its base URL."""
+    """A server whose replies to chat completions `answer` makes, several at a time; yields its base URL."""
 
     async def endpoint(request: Request) -> Response:
-        found = answer(await request.json(), request)
+        found = await run_in_threadpool(answer, await request.json(), request)
         return found if isinstance(found, Response) else JSONResponse(found)
 
     app = Starlette(routes=[Route("/v1/chat/completions", endpoint, methods=["POST"])])

@@ -45,6 +45,7 @@ class Server:
         self.headers = {"Authorization": f"Bearer {key}"} if key else {}
         self.asks: Mapping[str, Json] = {"max_tokens": 1, "logprobs": True, "top_logprobs": MOST_LIKELY}
         self.told: set[str] = set()
+        self.tls = httpx.create_ssl_context()
         try:
             httpx.URL(config.endpoint)
         except (httpx.InvalidURL, UnicodeError) as error:
@@ -61,27 +62,27 @@ class Server:
             todo.put(place)
 
         def work() -> None:
-            while not stop.is_set():
-                try:
-                    place = todo.get_nowait()
-                except Empty:
-                    return
-                try:
-                    done.put((place, self.read(client, questions[place], stop)))
-                except BaseException as error:
-                    done.put((place, error))
-
-        with httpx.Client(base_url=self.config.endpoint, headers=self.headers, timeout=PATIENCE) as client:
+            options: dict[str, Any] = {"base_url": self.config.endpoint, "headers": self.headers, "verify": self.tls}
             try:
-                for _ in range(min(self.config.parallel, len(questions))):
-                    threading.Thread(target=work, daemon=True).start()
-                for _ in questions:
-                    place, answer = done.get()
-                    if isinstance(answer, BaseException):
-                        raise answer
-                    found[place] = answer
-            finally:
-                stop.set()
+                with httpx.Client(**options, timeout=PATIENCE) as client:
+                    while not stop.is_set():
+                        place = todo.get_nowait()
+                        done.put((place, self.read(client, questions[place], stop)))
+            except Empty:
+                pass
+            except BaseException as error:
+                done.put((0, error))
+
+        try:
+            for _ in range(min(self.config.parallel, len(questions))):
+                threading.Thread(target=work, daemon=True).start()
+            for _ in questions:
+                place, answer = done.get()
+                if isinstance(answer, BaseException):
+                    raise answer
+                found[place] = answer
+        finally:
+            stop.set()
         return found
 
     def read(self, client: httpx.Client, messages: Sequence[Message], stop: threading.Event) -> float | None:
