@@ -9,7 +9,7 @@ import pytest
 from prefloop.store.answers import Answer
 from prefloop.store.campaigns import Campaign, Item
 from prefloop.store.overview import PAGE
-from prefloop.types import CANT_JUDGE
+from prefloop.types import CANT_JUDGE, Judgment
 from prefloop.web.pages.items import verdict
 from prefloop.web.workspace import Workspace, open_workspace
 from tests.web.campaigns import campaign, label, rows, send
@@ -44,6 +44,18 @@ def number(workspace: Workspace, made: Campaign, id_: str) -> int:
 )
 def test_what_a_judgment_says(content: dict[str, object], said: list[tuple[str, str]]) -> None:
     assert verdict({**EMPTY, **content}) == said
+
+
+def test_who_is_no_person_is_named_for_what_it_is(workspace: Workspace, client: Client) -> None:
+    made = campaign(workspace, names=["a"])
+    votes = [
+        Judgment(comparison_id="a", annotator="simulated-1", ranking=(0, 1)),
+        Judgment(comparison_id="a", annotator="judge-1", probability=0.75),
+    ]
+    workspace.store.add_judgments(made.run, votes, simulated=True)
+    page = client("reviewer").get(f"/c/{made.id}/items/{number(workspace, made, 'a')}").text
+    for name, kind in (("simulated-1", "simulated"), ("judge-1", "model")):
+        assert f'<bdi>{name}</bdi> <span class="hint">{kind}</span>' in page
 
 
 def test_the_list_goes_on_page_by_page(workspace: Workspace, client: Client) -> None:
