@@ -25,7 +25,7 @@ from prefloop.evals.winrate import SliceRate
 from prefloop.models.load import LoadedModel
 from prefloop.models.tiny import tiny_model, tiny_tokenizer
 from prefloop.types import Message, Pair, Preference, Prompt
-from tests.serving import by_rule, serving
+from tests.judge_server import by_rule, serving
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 

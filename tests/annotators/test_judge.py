@@ -19,7 +19,7 @@ from prefloop.data.chat import encode_prompt, encode_text
 from prefloop.data.jsonl import text_completion
 from prefloop.models.load import load_model
 from prefloop.types import CANT_JUDGE, Comparison, Message, PrefloopError, Prompt
-from tests.serving import quoted
+from tests.judge_server import quoted
 
 ENGINE = EngineConfig(dtype="fp32", threads=1)
 CONFIG = JudgeConfig(name="judge-tiny", model="tiny")

@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 from prefloop.annotators.served import Server
 from prefloop.configs.judge import JudgeConfig
 from prefloop.types import Message, PrefloopError
-from tests.serving import reply, serving
+from tests.judge_server import reply, serving
 
 QUESTION = (Message(role="user", content="A or B?"),)
 

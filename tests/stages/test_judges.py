@@ -24,7 +24,7 @@ from prefloop.stages import judges, label, online, pipeline
 from prefloop.store.exchange import export
 from prefloop.store.labels import open_store
 from prefloop.types import Json, Message, PrefloopError, Prompt
-from tests.serving import by_rule, reply, serving
+from tests.judge_server import by_rule, reply, serving
 
 ENGINE = EngineConfig(dtype="fp32", threads=1, token_budget=1500)
 TINY = {"name": "judge-tiny", "model": "tiny"}

@@ -183,6 +183,6 @@ def by_judges(judges: Sequence[Judge], group: int) -> RewardFn:
             {name: float(count[place] / times) for name, count in counts.items()} if times else {}
             for place, times in enumerate(compared)
         ]
-        return [Score(value=float(share), parts=part) for share, part in zip(shares, parts, strict=True)]
+        return [Score(value=float(value), parts=part) for value, part in zip(shares, parts, strict=True)]
 
     return reward

@@ -68,7 +68,7 @@ def _by_panel(config: LabelConfig, run: Run, comparisons: Sequence[Comparison]) 
             "comparisons": len(comparisons),
             "judgments": len(judgments),
             **agreement(judgments),
-            "annotators": _accuracies(comparisons, judgments, scores),
+            "annotators": _accuracies(judgments, _leads(scores)),
             "simulated": all(preference.simulated for preference in preferences),
             "judges": sorted({name for preference in preferences for name in preference.judges}),
         }
@@ -78,13 +78,14 @@ def _by_panel(config: LabelConfig, run: Run, comparisons: Sequence[Comparison]) 
 def _by_judges(config: LabelConfig, run: Run, comparisons: Sequence[Comparison]) -> Mapping[str, Any]:
     judgments, simulated = judges.ask(config, str(run.path), comparisons)
     preferences = to_preferences(comparisons, judgments, simulated)
+    gold = _leads(_rubric_scores(comparisons)) if all(c.prompt.checks for c in comparisons) else {}
     write_jsonl(run.path / "preferences.jsonl", preferences)
     return run.finish(
         {
             "comparisons": len(comparisons),
             "judgments": len(judgments),
             **agreement(judgments),
-            "annotators": judges.figures(config.judges, comparisons, judgments, _leads(comparisons)),
+            "annotators": judges.figures(config.judges, comparisons, judgments, gold),
             "simulated": all(preference.simulated for preference in preferences),
             "judges": sorted({name for preference in preferences for name in preference.judges}),
         }
@@ -140,10 +141,8 @@ def _rubric_scores(comparisons: Sequence[Comparison]) -> dict[str, list[Score]]:
     return {c.id: [scores[c.prompt.id, item.id] for item in c.items] for c in comparisons}
 
 
-def _leads(comparisons: Sequence[Comparison]) -> dict[str, float]:
-    """How much higher the rubric scores the first of two answers, where it tells them apart; of prompts that all have
-    something to check."""
-    scores = _rubric_scores(comparisons) if all(comparison.prompt.checks for comparison in comparisons) else {}
+def _leads(scores: Mapping[str, Sequence[Score]]) -> dict[str, float]:
+    """How much higher the rubric scores the first of two answers, where it tells them apart."""
     found = {name: first.value - second.value for name, (first, second) in scores.items()}
     return {name: lead for name, lead in found.items() if abs(lead) > 1e-9}
 
@@ -244,13 +243,10 @@ def agreement(judgments: Sequence[Judgment]) -> dict[str, float | None]:
     return {name: None if figure.reason else figure.value for name, figure in found.items()}
 
 
-def _accuracies(
-    comparisons: Sequence[Comparison], judgments: Sequence[Judgment], scores: Mapping[str, Sequence[Score]]
-) -> dict[str, dict[str, float]]:
-    gold = {c.id: scores[c.id][0].value - scores[c.id][1].value for c in comparisons}
+def _accuracies(judgments: Sequence[Judgment], leads: Mapping[str, float]) -> dict[str, dict[str, float]]:
     found: dict[str, list[bool]] = {}
     for judgment in judgments:
-        if abs(gold[judgment.comparison_id]) > 1e-9:
-            right = (first_wins(judgment.ranking, judgment.probability) > 0.5) == (gold[judgment.comparison_id] > 0)
+        if lead := leads.get(judgment.comparison_id):
+            right = (first_wins(judgment.ranking, judgment.probability) > 0.5) == (lead > 0)
             found.setdefault(judgment.annotator, []).append(right)
     return {name: {"accuracy_vs_rubric": sum(hits) / len(hits), "n": len(hits)} for name, hits in found.items()}
