@@ -11,6 +11,7 @@ import pytest
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from prefloop.annotators import served as module
 from prefloop.annotators.served import Server
 from prefloop.configs.judge import JudgeConfig
 from prefloop.types import Message, PrefloopError
@@ -112,12 +113,13 @@ def test_a_server_that_refuses_is_named_and_no_more_is_asked() -> None:
 
 def test_an_error_ends_the_wait_for_slow_answers() -> None:
     """As Ctrl-C does: nobody waits for what is still under way."""
-    slow, waiting = threading.Event(), threading.Event()
+    slow, waiting, answered = threading.Event(), threading.Event(), threading.Event()
 
     def answer(body: Mapping[str, Any], request: Request) -> Response | Mapping[str, Any]:
         if body["messages"][0]["content"] == "slow":
             waiting.set()
             slow.wait(60)
+            answered.set()
             return reply("A")
         waiting.wait(60)
         return JSONResponse({"error": {"message": "no credit"}}, 402)
@@ -125,8 +127,25 @@ def test_an_error_ends_the_wait_for_slow_answers() -> None:
     with serving(answer) as url:
         with pytest.raises(PrefloopError, match="no credit"):
             Server(judge(url, parallel=2))([(Message(role="user", content=text),) for text in ("slow", "fast")])
-        assert not slow.is_set()
+        assert not answered.is_set()
         slow.set()
+
+
+def test_a_server_that_stays_away_or_busy_is_named_in_the_end(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "PATIENCE", 1.5)
+    asked: list[str] = []
+
+    def answer(body: Mapping[str, Any], request: Request) -> Response:
+        asked.append("?")
+        return JSONResponse({"error": {"message": "loading"}}, 503)
+
+    with serving(answer) as url, pytest.raises(PrefloopError, match=r"failed \(503: loading\)"):
+        Server(judge(url, parallel=1))([QUESTION] * 3)
+    assert 2 <= len(asked) <= 4 and caplog.text.count("is busy or away (503: loading)") == 1
+    with pytest.raises(PrefloopError, match=r"failed \(.*Connection refused"):
+        Server(judge(url))([QUESTION])
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import json
 import random
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,26 @@ def test_a_learned_reward_is_reported_on() -> None:
     written = Path("r/report/report.html").stat().st_mtime_ns
     assert evaluate_reward.run(config(reward="r/reward")) == result
     assert Path("r/report/report.html").stat().st_mtime_ns == written
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({}, ""),
+        ({"simulated": True}, "Labels are simulated."),
+        (
+            {"simulated": True, "judges": ("judge-<a>",)},
+            "Labels are given by models</strong> (<bdi>judge-&lt;a&gt;</bdi>)",
+        ),
+    ],
+)
+def test_the_page_says_who_labeled(changed: dict[str, Any], said: str) -> None:
+    write_jsonl("pairs.jsonl", [replace(pair, **changed) for pair in preferences()])
+    result = evaluate_reward.run(config())
+    page = Path("r/report/report.html").read_text("utf-8")
+    notices = [text for text in ("Labels are simulated.", "Labels are given by models") if text in page]
+    assert said in page and len(notices) == bool(said)
+    assert tuple(result["judges"]) == changed.get("judges", ())
 
 
 def test_an_interrupted_report_goes_on_to_the_same_end(monkeypatch: pytest.MonkeyPatch) -> None:

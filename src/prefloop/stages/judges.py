@@ -51,7 +51,7 @@ def ask(config: LabelConfig, run: str, comparisons: Sequence[Comparison]) -> tup
         if not judgments:
             raise PrefloopError(
                 f"{run}: no judge said A or B of any of {len(comparisons)} comparisons, or none fits into its context; "
-                "take another model and another run name."
+                "take another model."
             )
         return judgments, store.annotators(run)
 
