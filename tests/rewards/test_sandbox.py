@@ -7,7 +7,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +19,7 @@ from prefloop.rewards import sandbox as walls
 from prefloop.rewards.sandbox import SAFE, Sandbox, strongest
 from prefloop.rewards.verifiers import unit_tests
 from prefloop.types import Completion, Json, Message, PrefloopError, Prompt, Sampling, Score
+from tests.patience import until
 
 RIGHT = "def add(a, b):\n    return a + b\n"
 TESTS = ["assert add(2, 3) == 5", "assert add(-1, 1) == 0"]
@@ -331,15 +331,9 @@ def test_a_dead_parent_takes_the_sandbox_along(tmp_path: Path) -> None:
         [sys.executable, "-c", body], stdout=subprocess.PIPE, env={**os.environ, "TMPDIR": str(tmp_path)}
     ) as parent:
         assert parent.stdout and parent.stdout.readline() == b"up\n"
-        until = time.monotonic() + 20
-        while len(ours(f"0)\x00{token}")) == 0 and time.monotonic() < until:
-            time.sleep(0.02)
-        assert ours(f"0)\x00{token}")  # the control: it was alive
+        until(lambda: ours(f"0)\x00{token}"))  # the control: it was alive
         parent.kill()
-    until = time.monotonic() + 20
-    while ours(f"0)\x00{token}") and time.monotonic() < until:
-        time.sleep(0.02)
-    assert ours(f"0)\x00{token}") == []
+    until(lambda: not ours(f"0)\x00{token}"), seconds=40)  # it would end by itself after 60
 
 
 def test_without_walls_it_refuses_and_says_why() -> None:

@@ -25,7 +25,7 @@ def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[subprocess.Pop
         yield process
         assert process.stdin
         process.stdin.close()
-        assert process.wait(timeout=30) == 0
+        assert process.wait(timeout=240) == 0
 
 
 def started(checkpoint: str) -> subprocess.Popen[bytes]:
@@ -68,6 +68,6 @@ def test_a_conversation_that_is_too_long_is_refused_and_the_next_one_answered(pr
 
 def test_a_checkpoint_that_cannot_be_loaded_is_one_line(tmp_path: Path) -> None:
     with started(str(tmp_path)) as process:
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=240)
     assert process.returncode == 1 and out == b""
     assert err.decode().splitlines()[-1].startswith("prefloop: ")

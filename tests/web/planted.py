@@ -14,9 +14,9 @@ from prefloop.web.workspace import Workspace
 from tests.store.scene import plain
 from tests.web.hostile import EVERYTHING, FORMULAS, GADGETS, HTML, LINKS, ODD, PWN
 
-RUN = "runs/zq-run/label"
-MODEL = "runs/zq-run/zq-mammoth-13b/zq-checkpoint"
-SECRETS = ("zq-", "987654321", "0.4242", "7.7123")
+RUN = "runs/zqmark-run/label"
+MODEL = "runs/zqmark-run/zqmark-mammoth-13b/zqmark-checkpoint"
+SECRETS = ("zqmark-", "987654321", "0.4242", "7.7123")
 """Marks of runs, checkpoints, ids, slices and kinds of prompts; a seed, a temperature, a priority."""
 TEXTS = [text for name, text in EVERYTHING.items() if not name.startswith("names")]
 NAMES = [f'"><img src=x onerror={PWN}>', f"<script>{PWN}</script>", "{{ 7*7 }} \u202egnp.exe"]
@@ -41,13 +41,13 @@ def parts(texts: Sequence[str]) -> list[list[str]]:
     return [whole[start : start + _AT_ONCE] for start in range(0, len(whole), _AT_ONCE)]
 
 
-def comparison(name: str, texts: Sequence[str], turns: Sequence[str], slice: str = "zq-slice") -> Comparison:
+def comparison(name: str, texts: Sequence[str], turns: Sequence[str], slice: str = "zqmark-slice") -> Comparison:
     roles = ("user", "assistant", "system", NAMES[0])
     messages = tuple(Message(role=roles[n % 4], content=text) for n, text in enumerate(turns))
-    prompt = Prompt(id=f"zq-prompt-{name}", messages=messages, slice=slice)
+    prompt = Prompt(id=f"zqmark-prompt-{name}", messages=messages, slice=slice)
     items = tuple(
         Completion(
-            id=f"zq-answer-{name}-{place}",
+            id=f"zqmark-answer-{name}-{place}",
             prompt_id=prompt.id,
             segments=(),
             text=text,
@@ -58,13 +58,13 @@ def comparison(name: str, texts: Sequence[str], turns: Sequence[str], slice: str
         )
         for place, text in enumerate(texts)
     )
-    return Comparison(id=f"zq-item-{name}", prompt=prompt, items=items)
+    return Comparison(id=f"zqmark-item-{name}", prompt=prompt, items=items)
 
 
 def comparisons() -> list[Comparison]:
     """Every text once as an answer among several and once in a conversation; pairs whose differences can be marked."""
     made = [
-        comparison(f"many-{n}", part, part[::-1], slice=f"zq-slice {name_of(part[0])}")
+        comparison(f"many-{n}", part, part[::-1], slice=f"zqmark-slice {name_of(part[0])}")
         for n, part in enumerate(parts(TEXTS))
     ]
     for n, texts in enumerate((HTML, {**LINKS, **GADGETS}, {**ODD, **FORMULAS})):
@@ -94,13 +94,13 @@ def plant(workspace: Workspace, labeler: str) -> Campaign:
     workspace.store.add_comparisons(RUN, made)
     campaign = workspace.campaigns.create(RUN, config, by="prefloop")
     note = "\n\n".join(HTML.values())
-    known = {"zq-item-known": {"ranking": [1, 0], "note": note}}
+    known = {"zqmark-item-known": {"ranking": [1, 0], "note": note}}
     items = [
-        Item(comparison_id=c.id, gold=known.get(c.id), mix=f"zq-mix {NAMES[n % 3]}", priority=7.7123 - n)
+        Item(comparison_id=c.id, gold=known.get(c.id), mix=f"zqmark-mix {NAMES[n % 3]}", priority=7.7123 - n)
         for n, c in enumerate(made)
     ]
     workspace.campaigns.add_items(RUN, items, by="prefloop")
-    workspace.campaigns.hold(RUN, "zq-item-held", NAMES[0], by="prefloop")
+    workspace.campaigns.hold(RUN, "zqmark-item-held", NAMES[0], by="prefloop")
     workspace.store.add_judgments(RUN, [judged for c in made[:-2] for judged in labels(c)], simulated=False)
     _converse(workspace, campaign, labeler)
     _write_files(workspace)

@@ -6,7 +6,6 @@ import contextlib
 import os
 import sqlite3
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import pytest
 
 from prefloop.store import health
 from prefloop.web.workspace import open_workspace
+from tests.patience import until
 from tests.web.serving import Server, Visitor, fresh, running
 
 
@@ -24,10 +24,7 @@ def report(visitor: Visitor) -> tuple[int, bool, str]:
 
 
 def until_green(visitor: Visitor) -> None:
-    ends = time.monotonic() + 20
-    while report(visitor) != (200, True, ""):
-        assert time.monotonic() < ends
-        time.sleep(0.1)
+    until(lambda: report(visitor) == (200, True, ""))
 
 
 @pytest.fixture

@@ -285,7 +285,7 @@ def test_line_04_texts_made_to_take_for_ever_are_shown_and_answered(
     run, visitor = f"bombs-{names[0]}", shared.visitor("labeler")
     shared.workspace.store.add_comparisons(run, [comparison("bombs", [BOMBS[name] for name in names], ["Rank them."])])
     made = shared.workspace.campaigns.create(run, plain(), by="prefloop")
-    shared.workspace.campaigns.add_items(run, [Item(comparison_id="zq-item-bombs")], by="prefloop")
+    shared.workspace.campaigns.add_items(run, [Item(comparison_id="zqmark-item-bombs")], by="prefloop")
     with watched(browser, visitor) as watch:
         page = watch.page()
         page.goto(f"/c/{made.id}")
@@ -371,7 +371,7 @@ def test_line_07_no_byte_that_reaches_a_labeler_tells_of_models_runs_or_others(t
     assert [mark for mark in SECRETS if mark.encode() in tour.sent] == []
     assert not re.search(rb"(?im)^(?:etag|last-modified|server|x-powered-by):", tour.sent)
     managed = "".join(seen.words for seen in tour.admin)
-    assert [mark for mark in SECRETS if mark in managed] == ["zq-", "7.7123"]  # the control
+    assert [mark for mark in SECRETS if mark in managed] == ["zqmark-", "7.7123"]  # the control
 
 
 def test_line_07_a_page_is_as_long_whoever_wrote_its_answers(shared: Server) -> None:

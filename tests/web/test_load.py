@@ -17,6 +17,7 @@ from typing import Any
 from prefloop.store.exchange import check_manifest
 from prefloop.store.labels import STANDING
 from prefloop.web.limits import Limits
+from tests.patience import until
 from tests.web.campaigns import campaign, rows
 from tests.web.serving import Server, Visitor, running
 from tests.web.test_transfer import exported
@@ -59,13 +60,13 @@ def test_line_34_nothing_is_lost_or_doubled_and_the_agreement_shown_is_that_of_t
 ) -> None:
     workspace = server.workspace
     made = campaign(workspace, names=[f"{n:03}" for n in range(60)], overlap=3, repeat_share=0.05)
-    home, until = f"/c/{made.id}", time.monotonic() + SECONDS
+    home, ends = f"/c/{made.id}", time.monotonic() + SECONDS
     with running(workspace, Limits(address_rate=MUCH, session_rate=MUCH)) as busy:
         boss = busy.visitor("admin")
-        everyone = [Labeler(busy.visitor("labeler"), home, until) for _ in range(LABELERS)]
+        everyone = [Labeler(busy.visitor("labeler"), home, ends) for _ in range(LABELERS)]
         for labeler in everyone:
             labeler.start()
-        while time.monotonic() < until:
+        while time.monotonic() < ends:
             assert boss.get(f"{home}/manage").status_code == 200
             assert boss.submit(f"{home}/export", format="jsonl").status_code in (303, 400)  # 400: one is under way
             time.sleep(0.5)
@@ -92,11 +93,12 @@ def test_line_34_nothing_is_lost_or_doubled_and_the_agreement_shown_is_that_of_t
 
 def displayed(boss: Visitor, home: str, newest: int) -> str:
     """Equal pairs as the campaign page shows them, once its figures are as new as the labels."""
-    ends = time.monotonic() + 30
-    while f"As of label #{newest}," not in (page := boss.get(f"{home}/manage").text):
-        assert time.monotonic() < ends
-        time.sleep(0.5)
-    return re.findall(r'<th scope="row"><bdi>overall</bdi></th><td>\s*([\d.]+ %)', page)[0]
+
+    def page() -> str:
+        return boss.get(f"{home}/manage").text
+
+    until(lambda: f"As of label #{newest}," in page())
+    return re.findall(r'<th scope="row"><bdi>overall</bdi></th><td>\s*([\d.]+ %)', page())[0]
 
 
 def agreement(judged: Iterable[Any]) -> float:

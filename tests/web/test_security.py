@@ -69,7 +69,7 @@ def raw(server: Server, request: bytes, seconds: float = 10.0) -> bytes:
 
 def plain_get(server: Server, target: str, host: str = "localhost") -> tuple[int, str, bytes]:
     """Status, content type and body of a GET whose target is sent as it is."""
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=120)
     connection.putrequest("GET", target, skip_host=True)
     connection.putheader("Host", host)
     connection.endheaders()
