@@ -4,6 +4,8 @@ PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(if 
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Compiled afterwards, on all cores: pip would do it on one.
+INSTALL := $(BIN)/python -m pip install --quiet --no-compile -c constraints.txt
 TRL := .venv-trl
 VLLM := .venv-vllm
 LLAMA := .venv-llama
@@ -16,7 +18,7 @@ CONTROLS ?= 0
 CPU_WHEELS := https://download.pytorch.org/whl/cpu
 TORCH_INDEX := $(if $(filter Linux,$(shell uname -s)),$(if $(shell command -v nvidia-smi),,--extra-index-url $(CPU_WHEELS)))
 
-.PHONY: setup quickstart check test bench bench-gpu soak
+.PHONY: setup quickstart check model test bench bench-gpu soak
 
 setup: $(STAMP)
 
@@ -24,10 +26,11 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
 		|| { echo "prefloop needs Python 3.11 to 3.13; call: make setup PYTHON=python3.12"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --no-deps --retries 1 -c constraints.txt torch $(TORCH_INDEX)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,postgres]'
-	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[reasoning]' \
+	$(INSTALL) --no-deps --retries 1 torch $(TORCH_INDEX)
+	$(INSTALL) -e '.[dev,postgres]'
+	@$(INSTALL) -e '.[reasoning]' \
 		|| echo "reasoning-gym wants a C compiler, and gym:TASK wants it: sudo apt-get install gcc python3-dev, then make setup"
+	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 	@touch $@
 
 quickstart: setup
@@ -40,6 +43,10 @@ check: setup
 	$(BIN)/mypy --strict src
 	$(BIN)/lint-imports
 
+model: setup
+	@$(BIN)/python -c 'from prefloop.models.load import load_tokenizer; load_tokenizer("smollm2-135m")' || \
+		echo "Not run: tests on the default model (it could not be fetched)."
+
 # A test, a package of Debian's, and what for: installed where it is missing and we may, else said how.
 system_part = { $(1); } >/dev/null 2>&1 || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && \
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $(2) >/dev/null; } || \
@@ -51,10 +58,8 @@ test: setup
 	@$(call system_part,command -v chromium || command -v chromium-browser,chromium,a browser)
 	@$(call system_part,command -v strace,strace,a record of writes)
 	@$(call system_part,command -v openssl,openssl,a certificate)
-	@$(MAKE) --no-print-directory check
-	@$(BIN)/python -c 'from prefloop.models.load import load_tokenizer; load_tokenizer("smollm2-135m")' || \
-		echo "Not run: tests on the default model (it could not be fetched)."
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	@$(MAKE) --no-print-directory -j 2 check model
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 	@{ command -v postgres || ls /usr/lib/postgresql/*/bin/postgres; } >/dev/null 2>&1 \
 		|| echo "Not run: tests on PostgreSQL (no server here)."
 	@{ command -v chromium || command -v chromium-browser; } >/dev/null 2>&1 \

@@ -9,12 +9,17 @@ import sys
 import tempfile
 import uuid
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
+from benchmarks.faults.forking import Forks
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+_HOME = Path(os.environ.get("PREFLOOP_HOME") or "~/.cache/prefloop").expanduser()
+os.environ.setdefault("NUMBA_CACHE_DIR", str(_HOME / "kernels"))  # for tests with a home of their own too
 settings.register_profile("prefloop", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("prefloop")
 
@@ -24,6 +29,13 @@ def _one_thread() -> None:
     torch = sys.modules.get("torch")
     if torch is not None:
         torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    """A process that has imported the program and forks one that runs it for each command: start-up is paid once."""
+    with closing(Forks()) as made:
+        yield made
 
 
 def _postgres_binaries() -> Path | None:

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing
 from pathlib import Path
 from subprocess import PIPE
 from typing import Any
@@ -70,12 +69,10 @@ def command(words: tuple[str, ...]) -> list[str]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def server() -> Iterator[None]:
-    """A process that has imported the program and forks one that runs it for each command: start-up is paid once."""
-    with closing(Forks()) as forks:
-        SERVERS.append(forks)
-        yield
-        SERVERS.remove(forks)
+def _server(forks: Forks) -> Iterator[None]:
+    SERVERS.append(forks)
+    yield
+    SERVERS.remove(forks)
 
 
 def call(folder: Path, *words: str) -> tuple[int, str, str]:

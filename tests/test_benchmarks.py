@@ -2,8 +2,7 @@
 
 import importlib.util
 import json
-import os
-import subprocess
+import runpy
 import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
+from prefloop.configs.shared import EngineConfig
 from prefloop.data import jsonl
 from prefloop.evals.winrate import SliceRate
 from prefloop.models.load import LoadedModel
@@ -358,13 +358,16 @@ def test_what_was_not_measured_is_no_missed_bar(tmp_path: Path, capsys: pytest.C
     assert all(bar["holds"] is None for bar in json.loads(capsys.readouterr().out)["bars"])
 
 
-def test_without_a_gpu_one_sentence_says_so() -> None:
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    done = subprocess.run(
-        [sys.executable, str(FOLDER / "gpu.py")], capture_output=True, text=True, env=environment, check=False
-    )
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
-    assert "no NVIDIA GPU" in done.stderr
+def test_without_a_gpu_one_sentence_says_so(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["gpu.py"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(FOLDER / "gpu.py"), run_name="__main__")
+    said = capsys.readouterr()
+    assert (ended.value.code, said.out, said.err.count("\n")) == (2, "", 1)
+    assert "no NVIDIA GPU" in said.err
 
 
 def test_scripts_explain_themselves(capsys: pytest.CaptureFixture[str]) -> None:
@@ -380,15 +383,36 @@ def test_scripts_explain_themselves(capsys: pytest.CaptureFixture[str]) -> None:
 SHAPES = {"decode_one": ([[1, 2, 3]], 1), "decode_grouped": ([[1, 2, 3], [4, 5, 6]], 2)}
 
 
-@pytest.mark.parametrize("job", ["sft", "reward", "dpo", "grpo", "rloo", "forest", "decode"])
-def test_a_job_takes_a_step_when_it_is_asked_to(job: str, tmp_path: Path) -> None:
-    data = tmp_path / "rows.jsonl"
+OPTIONS = {"dtype": "fp32", "threads": 1, "compiles": False, "batch": 2, "group": 2, "new_tokens": 4}
+
+
+@pytest.fixture
+def comparisons(tmp_path: Path) -> Path:
     sides = {side: [{"role": "assistant", "content": text}] for side, text in (("chosen", "Yes."), ("rejected", "No."))}
     row = {"prompt": [{"role": "user", "content": "Is water wet, in one word of your own?"}], **sides}
-    rows = json.dumps(row) + "\n" + json.dumps(row) + "\n"
-    data.write_text(json.dumps(SHAPES) if job == "decode" else rows)
-    options = {"dtype": "fp32", "threads": 1, "compiles": False, "batch": 2, "group": 2, "new_tokens": 4}
-    words = (job, "tiny", str(data), json.dumps(options))
+    (tmp_path / "rows.jsonl").write_text(2 * (json.dumps(row) + "\n"))
+    return tmp_path / "rows.jsonl"
+
+
+@pytest.mark.parametrize("job", ["sft", "reward", "dpo", "grpo", "rloo", "forest"])
+def test_each_job_steps_and_counts_its_products(job: str, comparisons: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(FOLDER / "jobs")
+    ours = script("jobs/our_job.py")
+    ours.OPTIONS.update(OPTIONS)
+    monkeypatch.setattr(sys, "argv", ["our_job.py", job, "tiny"])
+    engine = EngineConfig(dtype="fp32", threads=1)
+    step = ours.training(job, ours.load("tiny", engine), engine, str(comparisons))
+    for done in (ours.timed(step), ours.timed(step)):
+        assert done["units"] > 0 and done["seconds"] > 0
+        assert ("gflop" in done) == (job not in ("grpo", "rloo"))
+
+
+@pytest.mark.parametrize("job", ["dpo", "decode"])
+def test_a_job_takes_a_step_when_it_is_asked_to(job: str, comparisons: Path, tmp_path: Path) -> None:
+    data = comparisons
+    if job == "decode":
+        data.write_text(json.dumps(SHAPES))
+    words = (job, "tiny", str(data), json.dumps(OPTIONS))
     missing = (str(tmp_path / "python"), "trl_job.py", *words)
     programs = {"ours": (sys.executable, "our_job.py", *words), "trl_best": missing}
     asked = list(SHAPES) if job == "decode" else [job]
@@ -397,8 +421,7 @@ def test_a_job_takes_a_step_when_it_is_asked_to(job: str, tmp_path: Path) -> Non
     outcome = outcomes[asked[-1]]
     found, failed = outcome.found["ours"], outcome.failed
     assert found.rate > 0 and 100 < found.peak_mb < 5000
-    assert (found.gflops is None) == (job in ("grpo", "rloo", "decode"))
-    assert (found.decode_rate is None) == (job != "decode")
+    assert (found.gflops is None) == (found.decode_rate is not None) == (job == "decode")
     assert failed == {"trl_best": f"{missing[0]} does not start (No such file or directory)"}
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import httpx
 import pytest
 
+from benchmarks.faults.forking import Fork, Forks
 from prefloop.configs.campaign import CampaignConfig
 from prefloop.configs.collect import LabelConfig
 from prefloop.data.jsonl import read_demonstrations, read_preferences, text_completion, write_jsonl
@@ -33,7 +34,6 @@ from tests.patience import until
 
 RUN = "r/label"
 PLAIN = CampaignConfig(shared_share=0.0, gold_share=0.0, repeat_share=0.0, calibration=0)
-START = "import sys; from prefloop.configs.collect import LabelConfig; from prefloop.stages import label"
 
 
 @pytest.fixture(autouse=True)
@@ -122,13 +122,11 @@ def has_campaign(folder: Path) -> bool:
 
 
 @contextmanager
-def stage_process(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+def stage_process(forks: Forks, folder: Path) -> Iterator[Fork]:
     """The stage in a process of its own, from when it waits on."""
-    code = f"{START}; label.run(LabelConfig.model_validate_json(sys.argv[1]))"
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, filter(None, sys.path)))}
-    command = [sys.executable, "-c", code, config().model_dump_json()]
+    command = ("tests.stages.label_stage", config().model_dump_json())
     said = folder / "said"
-    with said.open("wb") as file, subprocess.Popen(command, cwd=folder, env=environment, stderr=file) as process:
+    with said.open("wb") as file, forks.start(*command, folder=folder, stderr=file) as process:
         try:
             until(lambda: "run `prefloop serve` in" in said.read_text())
             yield process
@@ -141,7 +139,9 @@ def made_files(folder: Path) -> list[bytes]:
     return [(folder / RUN / f"{name}.jsonl").read_bytes() for name in ("preferences", "demonstrations")]
 
 
-def test_killed_and_begun_again_it_ends_with_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_and_begun_again_it_ends_with_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forks: Forks
+) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     write_answers(whole, 6)
     monkeypatch.chdir(whole)
@@ -149,12 +149,12 @@ def test_killed_and_begun_again_it_ends_with_the_same_bytes(tmp_path: Path, monk
         Office(whole).label("Ada", 100)
     write_answers(killed, 6)
     for how in (signal.SIGKILL, signal.SIGINT):
-        with stage_process(killed) as stage:
+        with stage_process(forks, killed) as stage:
             assert Office(killed).label("Ada", 2) == 2
             stage.send_signal(how)
         assert stage.returncode != 0
         assert not (killed / RUN / "preferences.jsonl").exists()
-    with stage_process(killed) as stage:
+    with stage_process(forks, killed) as stage:
         Office(killed).label("Ada", 100)
     assert stage.returncode == 0
     assert made_files(whole) == made_files(killed)
@@ -166,7 +166,7 @@ def test_killed_and_begun_again_it_ends_with_the_same_bytes(tmp_path: Path, monk
     assert [d.completion for d in written] == [f"Thing train-{i}." for i in range(6)]
 
 
-def test_labels_made_at_the_pages_of_a_real_server_are_waited_for(tmp_path: Path) -> None:
+def test_labels_made_at_the_pages_of_a_real_server_are_waited_for(tmp_path: Path, forks: Forks) -> None:
     """`prefloop serve` and the stage, each a process of its own; somebody comes in by the link and labels all."""
     write_answers(tmp_path, 4)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, filter(None, sys.path)))}
@@ -174,7 +174,7 @@ def test_labels_made_at_the_pages_of_a_real_server_are_waited_for(tmp_path: Path
     command = [sys.executable, "-m", "prefloop", "serve", "--port", "0"]
     with (
         subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, env=environment) as server,
-        stage_process(tmp_path) as stage,
+        stage_process(forks, tmp_path) as stage,
     ):
         try:
             assert server.stdout is not None

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import runpy
-import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.faults.forking import Forks
 from prefloop.configs.evaluate import EvaluateConfig
 from prefloop.configs.load import load_recipe
 from prefloop.configs.pipeline import RecipeConfig
@@ -306,15 +305,13 @@ ppo = { steps = 4, prompts_per_step = 2, group = 2, max_tokens = 6, save_every =
 """
 
 
-def test_a_killed_run_goes_on_at_its_stage_and_ends_bit_for_bit_alike(tmp_path: Path) -> None:
+def test_a_killed_run_goes_on_at_its_stage_and_ends_bit_for_bit_alike(tmp_path: Path, forks: Forks) -> None:
     recipe()
     for place in ("whole", "cut"):
         Path(place).mkdir()
         Path(place, "recipe.toml").write_text(RECIPE)
         Path(place, "prompts.jsonl").write_bytes(Path("prompts.jsonl").read_bytes())
-    command = [sys.executable, "-m", "prefloop", "run", "recipe.toml"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    process = subprocess.Popen(command, cwd="cut", env=environment, stderr=subprocess.DEVNULL)
+    process = forks.start("prefloop", "run", "recipe.toml", folder=tmp_path / "cut")
     metrics = Path("cut/runs/r/rounds/2/ppo/metrics.jsonl")
     while not (metrics.exists() and metrics.stat().st_size) and process.poll() is None:
         time.sleep(0.002)

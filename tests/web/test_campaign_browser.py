@@ -340,7 +340,7 @@ def drawn(page: Page) -> int:
     frames = page.locator("iframe.chart").all()
     for frame in frames:
         frame.scroll_into_view_if_needed()
-        expect(frame.content_frame.locator(".main-svg").first).to_be_visible(timeout=60_000)
+        expect(frame.content_frame.locator(".main-svg").first).to_be_visible()
     return len(frames)
 
 
@@ -366,7 +366,7 @@ def test_figures_charts_and_what_comes_by_itself(
     monkeypatch.setattr(live, "_SHARE", 1.0)
     page = sit().page
     page.goto(f"/c/{judged.id}/manage")
-    expect(page.locator("#live[data-number='4']")).to_be_visible(timeout=60_000)
+    expect(page.locator("#live[data-number='4']")).to_be_visible()
     expect(page.get_by_role("region", name="Agreement by axis")).to_contain_text("50 %")
     assert drawn(page) >= 3
     for frame in page.frames[1:]:
@@ -376,7 +376,7 @@ def test_figures_charts_and_what_comes_by_itself(
     page.locator("summary", has_text="Agreement by pair of labelers").click()
     page.evaluate("document.activeElement.blur()")
     server.workspace.answers.review(judged, "b", "bob", Answer(axes={"overall": -1}), nonce="again")
-    expect(page.locator("#live[data-number='5']")).to_be_visible(timeout=60_000)
+    expect(page.locator("#live[data-number='5']")).to_be_visible()
     expect(page.get_by_role("region", name="Agreement by axis")).to_contain_text("100 %")
     expect(page.get_by_role("region", name="Agreement by pair of labelers")).to_be_visible()  # it stayed open
     assert drawn(page) >= 3

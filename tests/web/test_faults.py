@@ -70,12 +70,12 @@ def test_line_28_on_a_full_disk_the_answer_stays_in_the_page_until_it_can_be_kep
         before = page.url
         page.keyboard.press("8")
         page.keyboard.press("Enter")
-        expect(page.get_by_text("Not saved yet: the server is in trouble")).to_be_visible(timeout=60_000)
+        expect(page.get_by_text("Not saved yet: the server is in trouble")).to_be_visible()
         expect(page.locator("#rationale")).to_have_value("what I wrote")
         health = httpx.get(f"{server.address}/health")
         assert health.status_code == 503 and "disk" in health.json()["reason"]
         resource.prlimit(server.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-        expect(page).not_to_have_url(before, timeout=60_000)
+        expect(page).not_to_have_url(before)
     with open_store(f"sqlite:///{tmp_path / 'prefloop.db'}") as store:
         assert [judged.rationale for judged in store.judgments(clients.RUN)] == ["what I wrote"]
         assert store.verify().judgments == 1

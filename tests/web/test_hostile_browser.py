@@ -26,6 +26,7 @@ from tests.web.hostile import BOMBS, GADGETS, HOST, HTML, STEERING
 from tests.web.planted import FILE, NAMES, RUN, SECRETS, TEXTS, comparison, comparisons, labels, plant
 from tests.web.serving import Server
 
+pytestmark = pytest.mark.xdist_group("hostile")  # one tour of all pages serves them
 NAMES_OF_MODELS = list(hostile.NAMES.values())
 ENDING = ("plaintext", "textarea", "comment", "refresh", "script unclosed", "closing tags", "template", "noscript")
 """Texts that would swallow those after them, or leave the page."""

@@ -110,7 +110,7 @@ def onward(page: Page, act: Callable[[], Any]) -> None:
     """Do what leads to another page, and wait for it."""
     before = page.url
     act()
-    expect(page).not_to_have_url(before, timeout=WAIT)
+    expect(page).not_to_have_url(before)
     page.wait_for_load_state()
 
 
@@ -472,7 +472,7 @@ def test_line_30_a_draft_and_an_answer_survive_a_restart_of_the_server(stage: St
     site.start()
     page = context.new_page()
     page.goto(before)  # what was on its way goes out by itself
-    expect(page).not_to_have_url(before, timeout=WAIT)
+    expect(page).not_to_have_url(before)
     (judgment,) = site.here.judgments().values()
     assert (judgment.strength, judgment.flags, judgment.rationale) == (2, ("both bad",), "half a thought")
     assert len(site.here.rows("judgments")) == 1
@@ -491,7 +491,7 @@ def test_line_30_an_answer_waits_for_the_network(stage: Stage) -> None:
     site.here.pass_time(600)
     assert page.url == before and not site.here.rows("judgments")
     context.set_offline(False)
-    expect(page).not_to_have_url(before, timeout=WAIT)
+    expect(page).not_to_have_url(before)
     (judgment,) = site.here.judgments().values()
     assert judgment.strength == 2
 
@@ -621,7 +621,7 @@ def test_line_28_an_answer_that_the_server_cannot_keep_stays_in_the_browser(stag
     page.get_by_role("button", name="Submit").click()
     expect(page.get_by_text("Not saved yet: the server is in trouble")).to_be_visible()
     context.unroute("**/submit")
-    expect(page).not_to_have_url(before, timeout=WAIT)
+    expect(page).not_to_have_url(before)
     assert [judgment.rationale for judgment in site.here.judgments().values()] == ["half a thought"]
 
 

@@ -25,7 +25,6 @@ def seated(server: Server, browser: Browser, role: str, **named: object) -> Iter
     page.on("pageerror", lambda error: said.append(str(error)))
     page.on("console", lambda one: said.append(one.text) if one.type in ("error", "warning") else None)
     page.set_default_timeout(60_000)
-    expect.set_options(timeout=60_000)
     try:
         yield page, said
     finally:
