@@ -30,7 +30,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(INSTALL) -e '.[dev,postgres]'
 	@$(INSTALL) -e '.[reasoning]' \
 		|| echo "reasoning-gym wants a C compiler, and gym:TASK wants it: sudo apt-get install gcc python3-dev, then make setup"
-	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
+	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib >/dev/null 2>&1 || true
 	@touch $@
 
 quickstart: setup
