@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from prefloop.store.answers import Answer
 from prefloop.store.campaigns import Campaign, Item
@@ -22,7 +22,6 @@ from tests.web.campaigns import campaign, collect, label, rows
 from tests.web.serving import Server
 from tests.web.test_setup import pairs
 
-CHROMIUM = "/usr/bin/chromium"
 HOSTILE = [
     "<script>document.title='pwned'</script>",
     "<img src=x onerror=\"document.title='pwned'\">",
@@ -33,15 +32,6 @@ HOSTILE = [
     "![x](https://example.com/pixel.png)",
     "\u202egnp.exe\u202c \u200b zero",
 ]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as play:
-        path = CHROMIUM if Path(CHROMIUM).exists() else None
-        made = play.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield made
-        made.close()
 
 
 class Desk:

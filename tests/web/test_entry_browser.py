@@ -6,30 +6,17 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from pathlib import Path
 from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, BrowserContext, Page, Request, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, Request, expect
 
 from tests.patience import until
 from tests.web.serving import Answered, Server
 
-CHROMIUM = "/usr/bin/chromium"
 PASSWORD = "correct horse battery"
 Context = Callable[..., BrowserContext]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as play:
-        made = play.chromium.launch(
-            executable_path=CHROMIUM if Path(CHROMIUM).exists() else None,
-            args=["--no-sandbox", "--host-resolver-rules=MAP rebound.example 127.0.0.1"],
-        )
-        yield made
-        made.close()
 
 
 @pytest.fixture
