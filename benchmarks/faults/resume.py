@@ -301,7 +301,7 @@ def main(arguments: list[str] | None = None) -> int:
         reference = Path(folder) / "reference"
         prepare(reference, options.model, options.dtype)
         pace = run_reference(forks, reference)
-        while (points := points_left(options.kills, found.hit)) and rounds < 2 * options.kills:
+        while (points := points_left(options.kills, found.hit)) and rounds < 10 * options.kills:
             workspace = Path(folder) / f"round-{rounds}"
             prepare(workspace, options.model, options.dtype)
             run_round(forks, workspace, points, pace, rng, found)

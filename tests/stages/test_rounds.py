@@ -301,7 +301,7 @@ collect = { max_tokens = 6, samples = 3 }
 label = { pairs = 3 }
 reward = { batch = 2 }
 rejection = { n = 2, max_tokens = 6 }
-ppo = { steps = 4, prompts_per_step = 2, group = 2, max_tokens = 6, save_every = 2 }
+ppo = { steps = 12, prompts_per_step = 2, group = 2, max_tokens = 6, save_every = 2 }
 """
 
 
@@ -318,7 +318,7 @@ def test_a_killed_run_goes_on_at_its_stage_and_ends_bit_for_bit_alike(tmp_path: 
     process.kill()
     process.wait()
     steps = len(metrics.read_text().splitlines())
-    assert 1 <= steps <= 4 and not Path("cut/runs/r/rounds/2/round.json").exists()
+    assert 1 <= steps <= 12 and not Path("cut/runs/r/rounds/2/round.json").exists()
     kept = {file: file.stat().st_mtime_ns for file in Path("cut/runs/r/rounds").glob("*/re*/checkpoint/*")}
     for place in ("cut", "whole"):
         os.chdir(tmp_path / place)

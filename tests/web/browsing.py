@@ -59,8 +59,10 @@ def watched(browser: Browser, visitor: Visitor, home: str = "") -> Iterator[Watc
     context.expose_function("told", lambda what: made.violations.append(what))
     context.add_init_script(_TELL)
     context.on("request", made._asked)
-    yield made
-    context.close()
+    try:
+        yield made
+    finally:
+        context.close()
 
 
 class Tap:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import re
 import threading
-import time
 from collections.abc import Callable
 
 import pytest
@@ -122,13 +121,13 @@ def test_a_page_does_not_wait_for_figures(
     refresh = Figures.refresh
 
     def slow(self: Figures) -> object:
-        go.wait(20)
+        go.wait(240)
         return refresh(self)
 
     monkeypatch.setattr(Figures, "refresh", slow)
-    reviewer, began = client("reviewer"), time.monotonic()
+    reviewer = client("reviewer")
     page = reviewer.get(f"/c/{disputed.id}/manage").text
-    assert time.monotonic() - began < 5 and "Being computed for the first time" in page and "of 8 wanted" in page
+    assert "Being computed for the first time" in page and "of 8 wanted" in page
     go.set()
     figures(reviewer, disputed)
 

@@ -59,10 +59,12 @@ def test_line_28_on_a_full_disk_the_answer_stays_in_the_page_until_it_can_be_kep
     tokens = clients.prepare(tmp_path, "", 3, 1, kill_server.CONFIG.model_copy(update={"lease_minutes": 5}))
     with clients.serving(tmp_path, "") as server, browser.new_context(base_url=server.address) as context:
         context.set_extra_http_headers({"authorization": f"Bearer {tokens['labeler 00']}"})
+        context.set_default_timeout(60_000)
         page = context.new_page()
         page.goto("/")
         page.get_by_role("link", name="Start").click()
         page.get_by_role("button", name="Start").click()
+        page.wait_for_load_state()  # its scripts take keys
         page.locator("#rationale").fill("what I wrote")
         page.keyboard.press("Escape")
         expect(page.locator("#state")).to_have_text("Draft saved")

@@ -24,6 +24,7 @@ def test_the_first_label_is_there_within_a_minute_of_the_command(browser: Browse
     try:
         link = next(found[0] for line in server.stdout if (found := re.search(r"http://\S+/start/\S+", line)))
         with browser.new_context() as context:
+            context.set_default_timeout(60_000)
             page = context.new_page()
             page.goto(link)
             page.get_by_label("Your name").fill("ada")
@@ -31,6 +32,7 @@ def test_the_first_label_is_there_within_a_minute_of_the_command(browser: Browse
             page.get_by_role("button", name="Try it").click()
             page.locator("form[action$='/next'] button").first.click()
             page.wait_for_selector("#answer-1")
+            page.wait_for_load_state()  # its scripts take keys
             page.keyboard.press("2")
             page.keyboard.press("Enter")
             page.wait_for_url("**/known")  # the example begins with items whose answer is known

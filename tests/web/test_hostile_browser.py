@@ -329,6 +329,7 @@ def test_line_05_bytes_that_are_no_text_are_replaced_or_named(tour: Tour) -> Non
     assert reply.status_code == 200 and "\ufffd\ufffd" in reply.text and "[U+0000]" in reply.text
     upload = ("odd.jsonl", b'{"prompt": "\xff", "chosen": "a", "rejected": "b"}\n')
     send(admin, "/import", {"campaign": made.id, "path": "", "pairs": "1", "ways": "2"}, upload)
+    assert tour.server.workspace.jobs.wait(60)
     assert "UTF-8" in admin.get(f"/c/{made.id}/transfer").text
 
 
@@ -402,6 +403,7 @@ def test_line_07_an_answer_that_names_its_model_is_held_back(shared: Server, nam
         {"campaign": made.id, "path": "", "pairs": "1", "ways": "2"},
         ("a.jsonl", json.dumps(row).encode()),
     )
+    assert shared.workspace.jobs.wait(60)
     assert "names a model" in admin.get(f"/c/{made.id}/items?state=held").text
     assert admin.submit(f"/c/{made.id}/next").headers["location"] == f"/c/{made.id}?nothing"
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -51,7 +52,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.fixture
 def ear(tmp_path: Path, stand_in: str) -> Iterator[Ear]:
-    made = Partners(tmp_path, Patience(load=30, answer=3, idle=0.5, queue=2))
+    made = Partners(tmp_path, Patience(load=240, answer=3, idle=60, queue=2))
     yield Ear(made)
     made.close()
 
@@ -114,6 +115,7 @@ def test_what_a_process_says_of_an_error_is_not_passed_on(ear: Ear) -> None:
 
 
 def test_a_process_that_nobody_asks_is_ended_and_comes_back(ear: Ear) -> None:
+    ear.partners._patience = replace(ear.partners._patience, idle=0.5)
     ear.ask("a")
     ear.wait("a")
     number = int(ear.heard["a"][0].split()[0])
